@@ -1,0 +1,210 @@
+"""Every setting of the library, typed, read from `GUN_DETECTION_…` environment variables.
+
+`docs/settings.md` is generated from this file by `python -m gun_detection.settings`.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gun_detection.errors import SettingsError
+
+PREFIX = "GUN_DETECTION_"
+
+
+class Settings(BaseSettings):
+    """Where things are, what limits hold and what the defaults of each stage are."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    # Where things are
+    home: Path = Field(
+        Path.home() / ".gun-detection", description="Folder for caches, TensorBoard runs and logs."
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="SQLAlchemy URL of the PostgreSQL database, "
+        "for example `postgresql+psycopg2://user:password@host/gun_detection`.",
+    )
+    s3_endpoint_url: str | None = Field(
+        None, description="URL of the S3-compatible server; unset means AWS."
+    )
+    s3_region: str = Field("us-east-1", description="Region that requests are signed for.")
+    s3_access_key_id: str | None = Field(
+        None, description="Access key; unset means boto3's own chain (profile, instance role …)."
+    )
+    s3_secret_access_key: SecretStr | None = Field(
+        None, description="Secret that belongs to the access key; set both or neither."
+    )
+    data_bucket: str = Field(
+        "gun-detection-data", description="Bucket for data sets, models, shards and reports."
+    )
+    uploads_bucket: str = Field("uploads", description="Bucket that teams upload pictures to.")
+    public_url: str = Field(
+        "http://127.0.0.1:8080", description="Where people open the Airflow UI; used in links."
+    )
+    tensorboard_url: str | None = Field(
+        None, description="Where people open TensorBoard; used in links."
+    )
+
+    # Pictures
+    max_image_pixels: int = Field(
+        50_000_000,
+        gt=0,
+        description="Largest picture that is decoded, in pixels (from its header).",
+    )
+    max_image_bytes: int = Field(
+        64 * 2**20, gt=0, description="Largest file that is read as a picture, in bytes."
+    )
+    min_image_side: int = Field(
+        16, gt=0, description="Pictures with a shorter side are refused as `TOO_SMALL`, in pixels."
+    )
+    decode_timeout: float = Field(
+        20.0, gt=0, description="Longest time that one decode may take, in seconds."
+    )
+    decode_memory_mb: int = Field(
+        2048, ge=256, description="Address space of the decoding process, in MiB."
+    )
+
+    # Data sets
+    dataset_source: str = Field(
+        "synthetic",
+        description="Default source: `synthetic`, `kaggle[:owner/name]`, `s3://bucket/prefix`, "
+        "or the path of a folder or an archive.",
+    )
+    dataset_reject_budget: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of images or boxes that may be rejected before the set is.",
+    )
+    validation_share: float = Field(
+        0.15, gt=0, lt=1, description="Share of image groups used for validation."
+    )
+    holdout_share: float = Field(
+        0.25, gt=0, lt=1, description="Share of image groups frozen as the holdout."
+    )
+
+    # Training
+    training_preset: str = Field(
+        "cpu", description="Named training configuration: `smoke`, `cpu`, `gpu` or `seed`."
+    )
+    architecture: str | None = Field(
+        None, description="Detector architecture instead of the preset's own."
+    )
+    initial_weights: str | None = Field(
+        None,
+        description="`coco`, `imagenet`, `none`, or the path or S3 URI of a weights file, "
+        "instead of the preset's own.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the detector runs; `auto` takes a GPU when there is one."
+    )
+
+    # Gate
+    gate_min_ap50: float = Field(
+        0.3, ge=0, le=1, description="AP50 on the holdout that every champion must reach."
+    )
+    gate_max_ap50_drop: float = Field(
+        0.0, ge=0, le=1, description="How far a candidate's AP50 may lie below the champion's."
+    )
+
+    # Scoring
+    score_floor: float = Field(
+        0.05, ge=0, le=1, description="Detections with a lower score are not stored."
+    )
+    shard_images: int = Field(500, gt=0, description="Pictures in one shard of a scoring run.")
+    max_shards: int = Field(
+        32,
+        gt=0,
+        le=256,
+        description="Most shards of one run; what is left over waits for the next.",
+    )
+    scoring_failure_budget: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of new pictures that may be quarantined before a run fails.",
+    )
+    shard_lease_seconds: int = Field(
+        900, ge=30, description="How long a silent worker keeps its shard, in seconds."
+    )
+
+    # Logging
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe message that is logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`text` for key=value lines, `json` for one JSON object a line."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            missing = (
+                "S3_ACCESS_KEY_ID" if self.s3_access_key_id is None else "S3_SECRET_ACCESS_KEY"
+            )
+            raise ValueError(f"{PREFIX}{missing} is missing: set both S3 credentials or neither")
+        if self.validation_share + self.holdout_share >= 1:
+            raise ValueError(
+                f"{PREFIX}VALIDATION_SHARE and {PREFIX}HOLDOUT_SHARE leave nothing to train on: "
+                "their sum must be below 1"
+            )
+        if self.data_bucket == self.uploads_bucket:
+            raise ValueError(f"{PREFIX}DATA_BUCKET and {PREFIX}UPLOADS_BUCKET must differ")
+        return self
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        return self.home / "tensorboard"
+
+
+def load_settings() -> Settings:
+    """Read the environment once more; raises `SettingsError` naming the variable at fault."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(
+        name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
+    )
+    if unknown:
+        raise SettingsError(
+            f"unknown setting {unknown[0]}: remove it or correct its name (docs/settings.md)"
+        )
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read at the first call."""
+    return load_settings()
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first fault, without the value (it may be a secret)."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    text = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return text
+    return f"{PREFIX}{str(first['loc'][0]).upper()}: {text}"
+
+
+def settings_table() -> str:
+    """The documentation of every setting as a Markdown table."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        default = default.replace(str(Path.home()), "~")
+        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print("# Settings\n")
+    print("Generated by `python -m gun_detection.settings`; read from the environment.\n")
+    print(settings_table())

@@ -1,0 +1,270 @@
+"""S3 through boto3: streams, paging, conditional puts, bounded retries, presigned URLs.
+
+Keys are data: they are never used as local paths.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from gun_detection.errors import (
+    NotFoundError,
+    ServiceUnavailableError,
+    SettingsError,
+    TerminalError,
+)
+from gun_detection.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
+_DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_EXISTS = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object as a listing shows it; `etag` is without quotes, `size` in bytes."""
+
+    bucket: str
+    key: str
+    size: int
+    etag: str
+    last_modified: datetime
+
+
+class Storage:
+    """A client of one S3-compatible server; safe to share between threads.
+
+    Every method raises `NotFoundError` for a bucket or object that is not there,
+    `SettingsError` for refused or missing credentials and `ServiceUnavailableError`
+    (to be retried) when the server is down, throttles or breaks the connection.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        secret = settings.s3_secret_access_key
+        # Five attempts with jittered backoff; the pool serves as many threads as scoring uses.
+        config = Config(
+            retries={"mode": "standard", "max_attempts": 5},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=32,
+            s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"},
+            # Other servers than AWS do not all know the newer default checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        self._region = settings.s3_region
+        self._endpoint = settings.s3_endpoint_url
+        self._client: S3Client = boto3.client(
+            "s3",
+            endpoint_url=settings.s3_endpoint_url,
+            region_name=settings.s3_region,
+            aws_access_key_id=settings.s3_access_key_id,
+            aws_secret_access_key=secret.get_secret_value() if secret else None,
+            config=config,
+        )
+
+    def ensure_bucket(self, bucket: str) -> bool:
+        """Create the bucket if it is not there; True when this call created it."""
+        if self.bucket_exists(bucket):
+            return False
+        arguments: dict[str, Any] = {"Bucket": bucket}
+        if self._endpoint is None and self._region != "us-east-1":
+            arguments["CreateBucketConfiguration"] = {"LocationConstraint": self._region}
+        with self._errors(bucket, ""):
+            try:
+                self._client.create_bucket(**arguments)
+            except ClientError as error:
+                if _code(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                    raise
+                return False
+        return True
+
+    def bucket_exists(self, bucket: str) -> bool:
+        try:
+            with self._errors(bucket, ""):
+                self._client.head_bucket(Bucket=bucket)
+        except NotFoundError:
+            return False
+        return True
+
+    def list_objects(self, bucket: str, prefix: str = "") -> Iterator[StoredObject]:
+        """All objects under a prefix in key order, over as many pages as there are."""
+        with self._errors(bucket, prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=prefix
+            )
+            for page in pages:
+                for item in page.get("Contents", []):
+                    # Folder markers hold nothing.
+                    if item["Key"].endswith("/") and item["Size"] == 0:
+                        continue
+                    yield StoredObject(
+                        bucket,
+                        item["Key"],
+                        item["Size"],
+                        item["ETag"].strip('"'),
+                        item["LastModified"],
+                    )
+
+    def exists(self, bucket: str, key: str) -> bool:
+        try:
+            with self._errors(bucket, key):
+                self._client.head_object(Bucket=bucket, Key=key)
+        except NotFoundError:
+            return False
+        return True
+
+    def get(
+        self, bucket: str, key: str, *, max_bytes: int | None = None, etag: str | None = None
+    ) -> bytes:
+        """The object's bytes, whole; with `etag` only if they are still the ones that were listed.
+
+        Raises `TerminalError` with reason `TOO_LARGE` before reading more than `max_bytes`.
+        """
+        arguments: dict[str, Any] = {"Bucket": bucket, "Key": key}
+        if etag:
+            arguments["IfMatch"] = etag
+        with self._errors(bucket, key):
+            response = self._client.get_object(**arguments)
+            size = response["ContentLength"]
+            with response["Body"] as body:
+                if max_bytes is not None and size > max_bytes:
+                    raise TerminalError(
+                        f"s3://{bucket}/{key} has {size} bytes, more than the {max_bytes} allowed",
+                        reason="TOO_LARGE",
+                    )
+                data: bytes = body.read()
+        if len(data) != size:
+            raise ServiceUnavailableError(
+                f"s3://{bucket}/{key}: got {len(data)} of {size} bytes; try again"
+            )
+        return data
+
+    def put(
+        self, bucket: str, key: str, data: bytes, *, content_type: str = "application/octet-stream"
+    ) -> None:
+        with self._errors(bucket, key):
+            self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
+
+    def put_if_absent(
+        self, bucket: str, key: str, data: bytes, *, content_type: str = "application/octet-stream"
+    ) -> bool:
+        """Store the object unless the key is taken (`If-None-Match: *`); True when stored."""
+        with self._errors(bucket, key):
+            try:
+                self._client.put_object(
+                    Bucket=bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*"
+                )
+            except ClientError as error:
+                if _code(error) not in _EXISTS:
+                    raise
+                return False
+        return True
+
+    def put_file(self, bucket: str, key: str, path: Path) -> None:
+        """Upload a file in parts; a broken upload leaves no object behind."""
+        with self._errors(bucket, key):
+            self._client.upload_file(
+                str(path), bucket, key, Config=TransferConfig(use_threads=False)
+            )
+
+    @contextmanager
+    def open(self, bucket: str, key: str) -> Iterator[IO[bytes]]:
+        """The object as a stream that is read as it arrives."""
+        with self._errors(bucket, key):
+            response = self._client.get_object(Bucket=bucket, Key=key)
+        with response["Body"] as body, self._errors(bucket, key):
+            yield body  # type: ignore[misc]
+
+    def download(self, bucket: str, key: str, path: Path, *, sha256: str | None = None) -> Path:
+        """Write the object to `path` at once or not at all; checks `sha256` before it is visible.
+
+        Raises `TerminalError` with reason `SHA256_MISMATCH` for other bytes than expected.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".download-")
+        try:
+            with os.fdopen(handle, "wb") as file, self.open(bucket, key) as body:
+                while chunk := body.read(2**20):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if sha256 is not None and digest.hexdigest() != sha256:
+                raise TerminalError(
+                    f"s3://{bucket}/{key} has sha256 {digest.hexdigest()}, not the recorded {sha256}: "
+                    "the object was changed or damaged; restore it from a backup",
+                    reason="SHA256_MISMATCH",
+                )
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return path
+
+    def delete(self, bucket: str, key: str) -> None:
+        with self._errors(bucket, key):
+            self._client.delete_object(Bucket=bucket, Key=key)
+
+    def presigned_get(self, bucket: str, key: str, *, seconds: int = 300) -> str:
+        """A URL that reads the object without credentials for `seconds`."""
+        return self._client.generate_presigned_url(
+            "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=seconds
+        )
+
+    @contextmanager
+    def _errors(self, bucket: str, key: str) -> Iterator[None]:
+        where = f"s3://{bucket}/{key}"
+        try:
+            yield
+        except ClientError as error:
+            code = _code(error)
+            if code in _MISSING:
+                what = "the bucket" if code == "NoSuchBucket" or not key else "the object"
+                raise NotFoundError(f"{what} of {where} does not exist: check its name") from error
+            if code in _DENIED:
+                raise SettingsError(
+                    f"{where}: access denied ({code}); check GUN_DETECTION_S3_ACCESS_KEY_ID, "
+                    "its secret and its rights",
+                    reason="ACCESS_DENIED",
+                ) from error
+            if code in _EXISTS:
+                raise ServiceUnavailableError(
+                    f"{where} was changed while it was read", reason="OBJECT_CHANGED"
+                ) from error
+            raise ServiceUnavailableError(f"{where}: the S3 server answered {code}") from error
+        except NoCredentialsError as error:
+            raise SettingsError(
+                "no S3 credentials: set GUN_DETECTION_S3_ACCESS_KEY_ID and "
+                "GUN_DETECTION_S3_SECRET_ACCESS_KEY"
+            ) from error
+        except BotoCoreError as error:
+            server = self._endpoint or "AWS S3"
+            raise ServiceUnavailableError(
+                f"{where}: {server} cannot be reached ({error})"
+            ) from error
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "Unknown"))
+
+
+def parse_s3_uri(uri: str) -> tuple[str, str]:
+    """(bucket, key or prefix) of `s3://bucket/key`; raises `SettingsError` for anything else."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise SettingsError(f"{uri!r} is not an S3 address: write s3://bucket/prefix")
+    return bucket, key
