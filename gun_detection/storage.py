@@ -205,7 +205,7 @@ class Storage:
                     file.write(chunk)
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise TerminalError(
-                    f"s3://{bucket}/{key} has sha256 {digest.hexdigest()}, not the recorded {sha256}: "
+                    f"s3://{bucket}/{key} has sha256 {digest.hexdigest()}, recorded is {sha256}: "
                     "the object was changed or damaged; restore it from a backup",
                     reason="SHA256_MISMATCH",
                 )

@@ -1,0 +1,225 @@
+"""The tables. Times are UTC; boxes are xyxy in upright pixels; scores lie in [0, 1]."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_NAMES = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=_NAMES)
+    type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSONB}  # noqa: RUF012
+
+
+def _created() -> Mapped[datetime]:
+    return mapped_column(server_default=func.now())
+
+
+def _serial() -> Mapped[int]:
+    return mapped_column(BigInteger, Identity(always=True), primary_key=True)
+
+
+class DatasetVersion(Base):
+    """An immutable data set; `id` is the sha256 of its manifest in S3."""
+
+    __tablename__ = "dataset_version"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime] = _created()
+    source: Mapped[str]
+    images: Mapped[int]
+    boxes: Mapped[int]
+    negatives: Mapped[int]
+    train_images: Mapped[int]
+    validation_images: Mapped[int]
+    holdout_images: Mapped[int]
+    rejected_images: Mapped[int]
+    rejected_boxes: Mapped[int]
+    duplicates: Mapped[int]
+    manifest_key: Mapped[str]
+    report_key: Mapped[str]
+    holdout_id: Mapped[str] = mapped_column(index=True)
+
+
+class ModelVersion(Base):
+    """An immutable trained or imported detector; its files lie under `models/<id>/` in S3."""
+
+    __tablename__ = "model_version"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime] = _created()
+    architecture: Mapped[str]
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("dataset_version.id"), index=True)
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("model_version.id"))
+    config: Mapped[dict[str, Any]]
+    config_hash: Mapped[str] = mapped_column(index=True)
+    code_version: Mapped[str]
+    weights_key: Mapped[str]
+    weights_sha256: Mapped[str]
+    threshold: Mapped[float]
+    training: Mapped[dict[str, Any]]
+
+
+class Evaluation(Base):
+    """Metrics of one model on one frozen split, by one version of the evaluator."""
+
+    __tablename__ = "evaluation"
+    __table_args__ = (
+        UniqueConstraint("model_id", "dataset_id", "split", "evaluator_version"),
+        CheckConstraint("split IN ('validation', 'holdout')", name="split"),
+    )
+    id: Mapped[int] = _serial()
+    created_at: Mapped[datetime] = _created()
+    model_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset_version.id"), index=True)
+    holdout_id: Mapped[str] = mapped_column(index=True)
+    split: Mapped[str]
+    evaluator_version: Mapped[str]
+    metrics: Mapped[dict[str, Any]]
+    report_key: Mapped[str]
+
+
+class GateDecision(Base):
+    """What the gate said of a candidate, rule by rule; `champion_id` is null for a first one."""
+
+    __tablename__ = "gate_decision"
+    id: Mapped[int] = _serial()
+    created_at: Mapped[datetime] = _created()
+    candidate_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"), index=True)
+    champion_id: Mapped[str | None] = mapped_column(ForeignKey("model_version.id"))
+    holdout_id: Mapped[str]
+    passed: Mapped[bool]
+    rules: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+
+
+class Promotion(Base):
+    """Append-only; the champion is the model of the row with the largest id."""
+
+    __tablename__ = "promotion"
+    __table_args__ = (CheckConstraint("kind IN ('promote', 'rollback')", name="kind"),)
+    id: Mapped[int] = _serial()
+    created_at: Mapped[datetime] = _created()
+    model_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
+    previous_id: Mapped[str | None] = mapped_column(ForeignKey("model_version.id"))
+    kind: Mapped[str]
+    actor: Mapped[str]
+    reason: Mapped[str]
+    gate_decision_id: Mapped[int | None] = mapped_column(ForeignKey("gate_decision.id"))
+
+
+class Upload(Base):
+    """One version of one uploaded object; other bytes under the same key are another row."""
+
+    __tablename__ = "upload"
+    __table_args__ = (UniqueConstraint("bucket", "key", "etag"),)
+    id: Mapped[int] = _serial()
+    first_seen_at: Mapped[datetime] = _created()
+    bucket: Mapped[str]
+    key: Mapped[str]
+    etag: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    uploaded_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class ScoringRun(Base):
+    """One run over what was not in the ledger; the champion is pinned in `model_id`."""
+
+    __tablename__ = "scoring_run"
+    __table_args__ = (CheckConstraint("state IN ('open', 'finished', 'failed')", name="state"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime] = _created()
+    finished_at: Mapped[datetime | None]
+    model_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
+    bucket: Mapped[str]
+    prefix: Mapped[str]
+    threshold: Mapped[float]
+    planned: Mapped[int]
+    left_over: Mapped[int]
+    state: Mapped[str] = mapped_column(server_default="open")
+
+
+class Shard(Base):
+    """A part of a run that one worker holds by lease; `attempt` fences off older holders."""
+
+    __tablename__ = "shard"
+    __table_args__ = (UniqueConstraint("run_id", "number"),)
+    id: Mapped[int] = _serial()
+    run_id: Mapped[str] = mapped_column(ForeignKey("scoring_run.id"))
+    number: Mapped[int]
+    upload_ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    lease_until: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class LedgerEntry(Base):
+    """The one outcome of an upload for a model version."""
+
+    __tablename__ = "ledger"
+    __table_args__ = (
+        UniqueConstraint("upload_id", "model_id"),
+        Index("ix_ledger_sha256_model", "sha256", "model_id"),
+        CheckConstraint("outcome IN ('scored', 'quarantined')", name="outcome"),
+        CheckConstraint("(outcome = 'quarantined') = (reason IS NOT NULL)", name="reason"),
+    )
+    id: Mapped[int] = _serial()
+    created_at: Mapped[datetime] = _created()
+    upload_id: Mapped[int] = mapped_column(ForeignKey("upload.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"), index=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("scoring_run.id"), index=True)
+    shard_id: Mapped[int] = mapped_column(ForeignKey("shard.id"))
+    attempt: Mapped[int]
+    outcome: Mapped[str]
+    reason: Mapped[str | None]
+    message: Mapped[str | None]
+    sha256: Mapped[str | None]
+    width: Mapped[int | None]
+    height: Mapped[int | None]
+    decode_ms: Mapped[float | None]
+    inference_ms: Mapped[float | None]
+
+
+class Detection(Base):
+    """A box that a model marked; unreviewed until a row in `review` says otherwise."""
+
+    __tablename__ = "detection"
+    __table_args__ = (CheckConstraint("x2 > x1 AND y2 > y1", name="box"),)
+    id: Mapped[int] = _serial()
+    ledger_id: Mapped[int] = mapped_column(ForeignKey("ledger.id", ondelete="CASCADE"), index=True)
+    x1: Mapped[float]
+    y1: Mapped[float]
+    x2: Mapped[float]
+    y2: Mapped[float]
+    score: Mapped[float]
+
+
+class Review(Base):
+    """A person's verdict on a detection; append-only, the last one counts."""
+
+    __tablename__ = "review"
+    __table_args__ = (CheckConstraint("verdict IN ('confirmed', 'rejected')", name="verdict"),)
+    id: Mapped[int] = _serial()
+    created_at: Mapped[datetime] = _created()
+    detection_id: Mapped[int] = mapped_column(ForeignKey("detection.id"), index=True)
+    verdict: Mapped[str]
+    reviewer: Mapped[str]
+    comment: Mapped[str] = mapped_column(server_default=text("''"))
