@@ -1,0 +1,191 @@
+"""Every architecture by name. Adding one is adding one entry to `ARCHITECTURES`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import nn
+from torchvision import models
+from torchvision.models import detection, resnet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FasterRCNN, TwoMLPHead
+from torchvision.ops import FrozenBatchNorm2d
+
+NUM_CLASSES = 2
+
+
+class DetectorConfig(BaseModel):
+    """What is needed to build the same network again; stored with every model version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str = Field("resnet50_fpn", description="A name in `ARCHITECTURES`.")
+    min_size: int | None = Field(
+        None, gt=0, description="Shorter side that pictures are resized to, pixels."
+    )
+    max_size: int | None = Field(None, gt=0, description="Longest side after resizing, pixels.")
+    norm: Literal["frozen", "trainable"] = Field(
+        "frozen", description="Whether the backbone's batch norm keeps its pretrained statistics."
+    )
+    max_detections: int = Field(100, gt=0, description="Most boxes per picture.")
+
+    @field_validator("architecture")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ARCHITECTURES:
+            raise ValueError(
+                f"unknown architecture {name!r}: choose from {', '.join(ARCHITECTURES)}"
+            )
+        return name
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build one network and where its public weights come from.
+
+    `build(**sizes)` returns a `FasterRCNN` with random weights. `coco` and `imagenet` are
+    torchvision's weight entries; `classifier_prefix` is what stands before the backbone's
+    parameter names in a classification checkpoint and not in the detector's backbone.
+    """
+
+    build: Callable[..., FasterRCNN]
+    min_size: int
+    max_size: int
+    coco: Any = None
+    imagenet: Any = None
+    classifier_prefix: str = ""
+    norm_eps: float = 1e-5
+
+
+def _torchvision(builder: Callable[..., FasterRCNN]) -> Callable[..., FasterRCNN]:
+    def build(**kwargs: Any) -> FasterRCNN:
+        return builder(weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **kwargs)
+
+    return build
+
+
+def _mobilenet_v2_fpn(**kwargs: Any) -> FasterRCNN:
+    """MobileNetV2 with an FPN of 128 channels on strides 4, 8, 16 and 32."""
+    features = models.mobilenet_v2(weights=None).features
+    layers = {"3": "0", "6": "1", "13": "2", "18": "3"}
+    channels = [24, 32, 96, 1280]
+    backbone = BackboneWithFPN(features, layers, channels, 128)
+    anchors = AnchorGenerator(
+        sizes=((24,), (48,), (96,), (192,), (320,)), aspect_ratios=((0.5, 1.0, 2.0),) * 5
+    )
+    return FasterRCNN(backbone, NUM_CLASSES, rpn_anchor_generator=anchors, **kwargs)
+
+
+def _resnet18_fpn(**kwargs: Any) -> FasterRCNN:
+    """A small network that learns from random weights within minutes on a CPU."""
+    body = resnet.resnet18(weights=None)
+    layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
+    backbone = BackboneWithFPN(body, layers, [128, 256, 512], 64)
+    # Few proposals: the pictures are small and the network is to be quick.
+    defaults: dict[str, Any] = {
+        "rpn_pre_nms_top_n_train": 400,
+        "rpn_post_nms_top_n_train": 150,
+        "rpn_pre_nms_top_n_test": 300,
+        "rpn_post_nms_top_n_test": 100,
+        "rpn_batch_size_per_image": 128,
+        "box_batch_size_per_image": 64,
+    }
+    anchors = AnchorGenerator(
+        sizes=((32,), (48,), (64,), (96,)), aspect_ratios=((0.5, 0.75, 1.0),) * 4
+    )
+    return FasterRCNN(
+        backbone,
+        num_classes=None,
+        rpn_anchor_generator=anchors,
+        box_head=TwoMLPHead(64 * 7 * 7, 256),
+        box_predictor=detection.faster_rcnn.FastRCNNPredictor(256, NUM_CLASSES),
+        **(defaults | kwargs),
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "resnet50_fpn": Architecture(
+        _torchvision(detection.fasterrcnn_resnet50_fpn),
+        800,
+        1333,
+        coco=detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+        imagenet=models.ResNet50_Weights.IMAGENET1K_V1,
+        # torchvision's COCO weights were trained with a batch norm without epsilon.
+        norm_eps=0.0,
+    ),
+    "resnet50_fpn_v2": Architecture(
+        _torchvision(detection.fasterrcnn_resnet50_fpn_v2),
+        800,
+        1333,
+        coco=detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+        imagenet=models.ResNet50_Weights.IMAGENET1K_V2,
+    ),
+    "mobilenet_v3_large_fpn": Architecture(
+        _torchvision(detection.fasterrcnn_mobilenet_v3_large_fpn),
+        800,
+        1333,
+        coco=detection.FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1,
+        imagenet=models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        classifier_prefix="features.",
+    ),
+    "mobilenet_v3_large_320_fpn": Architecture(
+        _torchvision(detection.fasterrcnn_mobilenet_v3_large_320_fpn),
+        320,
+        640,
+        coco=detection.FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1,
+        imagenet=models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        classifier_prefix="features.",
+    ),
+    "mobilenet_v2_fpn": Architecture(
+        _mobilenet_v2_fpn,
+        384,
+        512,
+        imagenet=models.MobileNet_V2_Weights.IMAGENET1K_V1,
+        classifier_prefix="features.",
+    ),
+    "resnet18_fpn": Architecture(
+        _resnet18_fpn, 192, 320, imagenet=models.ResNet18_Weights.IMAGENET1K_V1
+    ),
+}
+
+
+def build_detector(config: DetectorConfig) -> FasterRCNN:
+    """A Faster R-CNN with random weights, in training mode, on the CPU."""
+    architecture = ARCHITECTURES[config.architecture]
+    model = architecture.build(
+        min_size=config.min_size or architecture.min_size,
+        max_size=config.max_size or architecture.max_size,
+        box_detections_per_img=config.max_detections,
+    )
+    if config.norm == "frozen":
+        _freeze_batch_norm(model.backbone.body, architecture.norm_eps)
+    return model
+
+
+def _freeze_batch_norm(module: nn.Module, eps: float) -> None:
+    """Replace every `BatchNorm2d` below `module` by one with fixed statistics, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=eps or 0.0)
+            frozen.load_state_dict(child.state_dict())
+            setattr(module, name, frozen)
+        else:
+            _freeze_batch_norm(child, eps)
+
+
+def select_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu` or `cuda`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "DetectorConfig",
+    "build_detector",
+    "select_device",
+]

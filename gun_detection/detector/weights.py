@@ -1,0 +1,181 @@
+"""Weights in and out: safetensors with a sha256; nothing is ever unpickled unsafely."""
+
+import hashlib
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+
+from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
+from gun_detection.errors import ModelError, NotFoundError
+from gun_detection.storage import Storage, parse_s3_uri
+
+_PREDICTOR = "roi_heads.box_predictor."
+
+
+def serialize(model: FasterRCNN, config: DetectorConfig) -> tuple[bytes, str]:
+    """(safetensors file, its sha256); equal weights give equal bytes."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    data = save(tensors, metadata={"detector": config.model_dump_json()})
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def deserialize(data: bytes, config: DetectorConfig, *, sha256: str | None = None) -> FasterRCNN:
+    """The detector of a safetensors file, in evaluation mode on the CPU.
+
+    Raises `ModelError` when the bytes are not the recorded ones or do not fit the architecture.
+    """
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise ModelError(
+            "the weights are not the recorded ones (sha256 differs): restore them from a backup",
+            reason="SHA256_MISMATCH",
+        )
+    model = build_detector(config)
+    try:
+        model.load_state_dict(load(data))
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            f"the weights do not fit {config.architecture}: {_first_line(error)}"
+        ) from error
+    return model.eval()
+
+
+def config_of(data: bytes) -> DetectorConfig | None:
+    """The detector configuration that `serialize` wrote into a safetensors file, if it did."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = header.get("__metadata__", {}).get("detector")
+    return DetectorConfig.model_validate_json(text) if text else None
+
+
+def initialize(
+    model: FasterRCNN, config: DetectorConfig, source: str, storage: Storage | None
+) -> int:
+    """Load initial weights in place; the number of tensors taken.
+
+    `source` is `none`, `coco`, `imagenet`, or the path or S3 URI of a detector's or a backbone's
+    weights (`.safetensors`, or a `.pth` state dict read with `weights_only=True`).
+    Raises `ModelError` or `NotFoundError`, saying what to set instead.
+    """
+    if source == "none":
+        return 0
+    if source in ("coco", "imagenet"):
+        state = _download(config, source)
+    else:
+        state = read_state_dict(_read(source, storage), source)
+    return _load_matching(model, config, state, source)
+
+
+def read_state_dict(data: bytes, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a `.pth` state dict, never running its code."""
+    try:
+        if name.endswith(".safetensors"):
+            return dict(load(data))
+        return _unpickle(data)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ModelError(
+            f"{name} is not a plain weights file ({_first_line(error)}): "
+            "save the state dict alone, or convert it to safetensors"
+        ) from error
+
+
+def _unpickle(data: bytes) -> dict[str, Tensor]:
+    # Older formats than the zip are read by a more forgiving, less predictable parser.
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        raise RuntimeError("it was not written by torch.save")
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise RuntimeError("it holds something else than tensors by name")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _read(source: str, storage: Storage | None) -> bytes:
+    if source.startswith("s3://"):
+        if storage is None:
+            raise ModelError(f"{source} needs an S3 client")
+        return storage.get(*parse_s3_uri(source))
+    path = Path(source)
+    if not path.is_file():
+        raise NotFoundError(
+            f"no weights at {source!r}: "
+            "set initial weights to coco, imagenet, none, a file or an S3 URI"
+        )
+    return path.read_bytes()
+
+
+def _download(config: DetectorConfig, source: str) -> dict[str, Tensor]:
+    entry = getattr(ARCHITECTURES[config.architecture], source)
+    if entry is None:
+        raise ModelError(
+            f"there are no {source} weights for {config.architecture}: "
+            "set GUN_DETECTION_INITIAL_WEIGHTS to none, a file or an S3 URI"
+        )
+    try:
+        state: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"the {source} weights of {config.architecture} cannot be downloaded "
+            f"({_first_line(error)}): fetch {entry.url.rsplit('/', 1)[-1]} elsewhere and set "
+            "GUN_DETECTION_INITIAL_WEIGHTS to its path or S3 URI, or to none",
+            reason="WEIGHTS_UNAVAILABLE",
+        ) from error
+    return state
+
+
+def _load_matching(
+    model: FasterRCNN, config: DetectorConfig, state: dict[str, Tensor], source: str
+) -> int:
+    """Load a detector's or a classifier's state dict into the parts of `model` that it fits."""
+    if not any(name.startswith("backbone.") for name in state):
+        state = _as_backbone(config, state)
+    own = model.state_dict()
+    # Other classes than ours (COCO has 91) end in another predictor, which is learned anew.
+    fitting = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in own and (tensor.shape == own[name].shape or not name.startswith(_PREDICTOR))
+    }
+    body = [name for name in own if name.startswith("backbone.body.")]
+    missing = [n for n in body if n not in fitting and not n.endswith("num_batches_tracked")]
+    if missing:
+        raise ModelError(
+            f"the weights in {source} are not for {config.architecture}: {len(missing)} of its "
+            f"backbone's {len(body)} tensors are missing, for example {missing[0]}"
+        )
+    try:
+        model.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the weights in {source} do not fit {config.architecture}: {_first_line(error)}"
+        ) from error
+    return len(fitting)
+
+
+def _as_backbone(config: DetectorConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = ARCHITECTURES[config.architecture].classifier_prefix
+    return {
+        "backbone.body." + name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (
+        (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:200]
+        if lines
+        else "empty"
+    )
