@@ -1,0 +1,1 @@
+"""How good a detector is: COCO average precision, false alarms, operating threshold, report."""

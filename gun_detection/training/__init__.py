@@ -1,0 +1,1 @@
+"""Training: configuration, loop, and the whole recipe from data set to model version."""
