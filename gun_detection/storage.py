@@ -232,8 +232,12 @@ class Storage:
         except ClientError as error:
             code = _code(error)
             if code in _MISSING:
-                what = "the bucket" if code == "NoSuchBucket" or not key else "the object"
-                raise NotFoundError(f"{what} of {where} does not exist: check its name") from error
+                no_bucket = code == "NoSuchBucket" or not key
+                raise NotFoundError(
+                    f"the {'bucket' if no_bucket else 'object'} of {where} does not exist: "
+                    "check its name",
+                    reason="BUCKET_MISSING" if no_bucket else "OBJECT_MISSING",
+                ) from error
             if code in _DENIED:
                 raise SettingsError(
                     f"{where}: access denied ({code}); check GUN_DETECTION_S3_ACCESS_KEY_ID, "

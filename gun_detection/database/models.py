@@ -127,12 +127,16 @@ class Promotion(Base):
 
 
 class Upload(Base):
-    """One version of one uploaded object; other bytes under the same key are another row."""
+    """One version of one uploaded object; other bytes under the same key are another row.
+
+    `last_seen_at` is when a listing last showed it: what was deleted and came back is told by it.
+    """
 
     __tablename__ = "upload"
     __table_args__ = (UniqueConstraint("bucket", "key", "etag"),)
     id: Mapped[int] = _serial()
     first_seen_at: Mapped[datetime] = _created()
+    last_seen_at: Mapped[datetime] = _created()
     bucket: Mapped[str]
     key: Mapped[str]
     etag: Mapped[str]

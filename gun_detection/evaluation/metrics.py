@@ -88,7 +88,7 @@ def choose_threshold(
     correct: list[bool] = []
     for truth, found in zip(truths, detections, strict=True):
         scores += found.scores.tolist()
-        correct += _match(truth, found)
+        correct += match(truth, found)
     total = sum(len(truth) for truth in truths)
     if not any(correct) or not total:
         return 0.5
@@ -161,11 +161,11 @@ def _xywh(boxes: NDArray[np.floating[Any]]) -> list[list[float]]:
 
 def _count(truth: NDArray[np.floating[Any]], found: Detections) -> tuple[int, int]:
     """(true positives, false positives)"""
-    matched = _match(truth, found)
+    matched = match(truth, found)
     return sum(matched), len(matched) - sum(matched)
 
 
-def _match(truth: NDArray[np.floating[Any]], found: Detections) -> list[bool]:
+def match(truth: NDArray[np.floating[Any]], found: Detections) -> list[bool]:
     """Whether each detection, best first, takes a box."""
     free = np.ones(len(truth), dtype=bool)
     result = []

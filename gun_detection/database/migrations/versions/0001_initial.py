@@ -47,6 +47,12 @@ def upgrade() -> None:
             server_default=sa.text("now()"),
             nullable=False,
         ),
+        sa.Column(
+            "last_seen_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.Column("bucket", sa.String(), nullable=False),
         sa.Column("key", sa.String(), nullable=False),
         sa.Column("etag", sa.String(), nullable=False),

@@ -1,0 +1,158 @@
+"""Score one shard: read, decode in a sandbox, infer, write; one bad picture never stops it."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from gun_detection.database import open_session
+from gun_detection.database.models import Upload
+from gun_detection.detector.inference import Predictor
+from gun_detection.errors import (
+    GunDetectionError,
+    ImageError,
+)
+from gun_detection.images import SandboxedDecoder
+from gun_detection.scoring.ledger import (
+    GONE,
+    Lease,
+    Outcome,
+    earlier_detections,
+    finish_shard,
+    write_outcomes,
+)
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 16
+_READERS = 8
+# Between the listing and the reading an object can be deleted, overwritten (its new version is
+# another upload, found by the next listing) or turn out too large: outcomes, not failures.
+_UNREADABLE = {*GONE, "TOO_LARGE"}
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """The outcomes that this attempt wrote."""
+
+    scored: int
+    quarantined: int
+    detections: int
+    seconds: float
+
+
+def score_shard(
+    lease: Lease,
+    predictor: Predictor,
+    settings: Settings,
+    storage: Storage,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ShardResult:
+    """Give every upload of the lease an outcome; `on_progress` hears (done, all of this lease).
+
+    Raises `TransientError` when a server fails or another attempt took over: what was written
+    stays, and the next attempt goes on from there.
+    """
+    start = time.monotonic()
+    total, done = len(lease.uploads), 0
+    scored = quarantined = detections = 0
+    with SandboxedDecoder(settings) as decoder:
+        worker = _Worker(lease, decoder, predictor, settings)
+        for batch in _batches(lease.uploads, settings, storage):
+            outcomes = [worker.outcome(upload, read) for upload, read in batch]
+            write_outcomes(lease, outcomes, settings)
+            done += len(outcomes)
+            scored += sum(outcome.reason is None for outcome in outcomes)
+            quarantined += sum(outcome.reason is not None for outcome in outcomes)
+            detections += sum(len(o.detections.scores) for o in outcomes if o.detections)
+            on_progress(done, total)
+    finish_shard(lease, settings)
+    result = ShardResult(scored, quarantined, detections, round(time.monotonic() - start, 2))
+    logger.info("shard done", extra={"shard": lease.shard_id, **asdict(result)})
+    return result
+
+
+def _batches(
+    uploads: list[Upload], settings: Settings, storage: Storage
+) -> Iterator[list[tuple[Upload, "Future[bytes]"]]]:
+    """Batches whose bytes are read by threads, one batch ahead: memory stays flat."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
+
+        def start(position: int) -> list[tuple[Upload, Future[bytes]]]:
+            part = uploads[position : position + _BATCH]
+            return [(upload, pool.submit(_read, upload, settings, storage)) for upload in part]
+
+        following = start(0)
+        for position in range(_BATCH, len(uploads) + _BATCH, _BATCH):
+            batch, following = following, start(position)
+            yield batch
+
+
+def _read(upload: Upload, settings: Settings, storage: Storage) -> bytes:
+    return storage.get(
+        upload.bucket, upload.key, max_bytes=settings.max_image_bytes, etag=upload.etag
+    )
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What turns the bytes of an upload into its outcome."""
+
+    lease: Lease
+    decoder: SandboxedDecoder
+    predictor: Predictor
+    settings: Settings
+
+    def outcome(self, upload: Upload, read: "Future[bytes]") -> Outcome:
+        try:
+            data = read.result()
+        except GunDetectionError as error:
+            if error.reason not in _UNREADABLE:
+                raise
+            return _quarantine(upload, None, error)
+        sha256 = hashlib.sha256(data).hexdigest()
+        earlier = self._earlier(upload, sha256)
+        if earlier is not None:
+            return earlier
+        start = time.perf_counter()
+        try:
+            pixels = self.decoder.decode(data).pixels
+        except ImageError as error:
+            return _quarantine(upload, sha256, error)
+        decoded = time.perf_counter()
+        [found] = self.predictor([pixels])
+        return Outcome(
+            upload_id=upload.id,
+            sha256=sha256,
+            detections=found,
+            width=pixels.shape[1],
+            height=pixels.shape[0],
+            decode_ms=(decoded - start) * 1000,
+            inference_ms=(time.perf_counter() - decoded) * 1000,
+        )
+
+    def _earlier(self, upload: Upload, sha256: str) -> Outcome | None:
+        """The outcome of the same bytes under another key: they are inferred once."""
+        with open_session(self.settings) as session:
+            known = earlier_detections(session, sha256, self.lease.model_id)
+        if known is None:
+            return None
+        entry, found = known
+        return Outcome(
+            upload_id=upload.id,
+            sha256=sha256,
+            detections=found,
+            width=entry.width,
+            height=entry.height,
+            decode_ms=0.0,
+            inference_ms=0.0,
+        )
+
+
+def _quarantine(upload: Upload, sha256: str | None, error: GunDetectionError) -> Outcome:
+    logger.warning("quarantined", extra={"key": upload.key, "reason": error.reason})
+    return Outcome(upload.id, sha256, reason=error.reason, message=error.message)

@@ -1,0 +1,280 @@
+"""Each stage of the loop as one call, JSON types in and out.
+
+The DAGs' tasks and the command line both call these, so that they do the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+
+from gun_detection.database import open_session
+from gun_detection.database.models import Evaluation, GateDecision, ModelVersion, ScoringRun, Shard
+from gun_detection.errors import NotFoundError, ReleaseError
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+
+# The detector's packages take seconds to import: only the stages that run it do.
+if TYPE_CHECKING:
+    from gun_detection.datasets.groups import Split
+    from gun_detection.training.loop import Progress
+
+Json = dict[str, Any]
+
+
+def ingest(
+    source: str | None, settings: Settings, progress: Callable[[int, int], None] | None = None
+) -> Json:
+    """Make a data set version of a source (the settings' own by default)."""
+    from gun_detection.datasets.ingest import ingest as ingest_source
+
+    spec = source or settings.dataset_source
+    with open_session(settings) as session:
+        result = ingest_source(spec, settings, Storage(settings), session, progress)
+    return {
+        "dataset_id": result.dataset_id,
+        "created": result.created,
+        "holdout_id": result.holdout_id,
+        "source": spec,
+        **result.counts,
+        "report_url": report_url(settings, f"datasets/{result.dataset_id}/report.html"),
+    }
+
+
+def check_need(
+    settings: Settings,
+    dataset_id: str | None = None,
+    preset: str | None = None,
+    overrides: Json | None = None,
+) -> Json:
+    """Whether the newest (or the given) data set and this recipe have not been judged yet."""
+    from gun_detection.training.config import resolve_config
+    from gun_detection.training.train import latest_dataset, training_need
+
+    config = resolve_config(settings, preset, overrides)
+    with open_session(settings) as session:
+        dataset_id = dataset_id or latest_dataset(session).id
+        need = training_need(session, dataset_id, config)
+    return {
+        "needed": need.needed,
+        "reason": need.reason,
+        "dataset_id": dataset_id,
+        "config_hash": config.hash(),
+    }
+
+
+def train(
+    settings: Settings,
+    dataset_id: str | None = None,
+    preset: str | None = None,
+    overrides: Json | None = None,
+    on_progress: "Callable[[Progress], None]" = lambda _: None,
+    *,
+    again: bool = False,
+) -> Json:
+    """Train a candidate; the model of an earlier training of the same is it, unless `again`."""
+    from gun_detection.training.config import resolve_config
+    from gun_detection.training.train import find_trained, latest_dataset
+    from gun_detection.training.train import train as train_model
+
+    config = resolve_config(settings, preset, overrides)
+    with open_session(settings) as session:
+        dataset_id = dataset_id or latest_dataset(session).id
+        model = None if again else find_trained(session, dataset_id, config)
+    created = model is None
+    if model is None:
+        model = train_model(dataset_id, config, settings, Storage(settings), on_progress)
+    history = model.training["history"]
+    return {
+        "model_id": model.id,
+        "created": created,
+        "dataset_id": dataset_id,
+        "threshold": model.threshold,
+        "validation_ap50": max((row["validation_ap50"] for row in history), default=None),
+        "seconds": model.training["wall_seconds"],
+        "tensorboard_url": tensorboard_url(settings, model.training["tensorboard_run"]),
+    }
+
+
+def evaluate(
+    settings: Settings, model: str, dataset_id: str | None = None, split: "Split" = "holdout"
+) -> Json:
+    """Measure a model version on a data set's frozen split (the newest by default)."""
+    from gun_detection.evaluation.evaluate import evaluate_version
+    from gun_detection.release.registry import get_model
+    from gun_detection.training.train import latest_dataset
+
+    with open_session(settings) as session:
+        dataset_id = dataset_id or latest_dataset(session).id
+        version = get_model(session, model)
+        row = evaluate_version(version, dataset_id, settings, Storage(settings), session, split)
+        return _evaluation(row, settings)
+
+
+def _evaluation(row: Evaluation, settings: Settings) -> Json:
+    return {
+        "evaluation_id": row.id,
+        "model_id": row.model_id,
+        "dataset_id": row.dataset_id,
+        "split": row.split,
+        **row.metrics,
+        "report_url": report_url(settings, row.report_key),
+    }
+
+
+def gate(
+    settings: Settings,
+    candidate: str,
+    dataset_id: str | None = None,
+    min_ap50: float | None = None,
+) -> Json:
+    """Judge a candidate against the present champion on the same holdout, and record it."""
+    from gun_detection.evaluation.evaluate import evaluate_version
+    from gun_detection.release.gate import Policy, decide, explain
+    from gun_detection.release.registry import current_champion, get_model
+    from gun_detection.training.train import latest_dataset
+
+    storage = Storage(settings)
+    with open_session(settings) as session:
+        dataset_id = dataset_id or latest_dataset(session).id
+        model, champion = get_model(session, candidate), current_champion(session)
+        rows = [
+            evaluate_version(version, dataset_id, settings, storage, session)
+            for version in (model, champion)
+            if version is not None and (version is model or version.id != model.id)
+        ]
+        policy = Policy.from_settings(settings, min_ap50)
+        decision = decide(session, rows[0], rows[1] if len(rows) > 1 else None, policy)
+        return {
+            "decision_id": decision.id,
+            "passed": decision.passed,
+            "candidate_id": decision.candidate_id,
+            "champion_id": decision.champion_id,
+            "rules": decision.rules,
+            "explanation": explain(decision),
+        }
+
+
+def promote(
+    settings: Settings,
+    model: str,
+    actor: str,
+    reason: str,
+    decision_id: int | None = None,
+) -> Json:
+    """Make a model version champion; with a gate decision, only if that one allows it."""
+    from gun_detection.release.registry import promote as promote_model
+
+    with open_session(settings) as session:
+        decision = None
+        if decision_id is not None:
+            decision = session.get(GateDecision, decision_id)
+            if decision is None:
+                raise NotFoundError(f"there is no gate decision {decision_id}")
+        row = promote_model(session, model, actor=actor, reason=reason, decision=decision)
+        return {"promotion_id": row.id, "champion_id": row.model_id, "previous_id": row.previous_id}
+
+
+def require_passed(settings: Settings, model: str) -> int:
+    """The id of the last gate decision on a model; raises `ReleaseError` unless it passed."""
+    with open_session(settings) as session:
+        last = session.scalar(
+            select(GateDecision)
+            .where(GateDecision.candidate_id == model)
+            .order_by(GateDecision.id.desc())
+            .limit(1)
+        )
+    if last is None or not last.passed:
+        raise ReleaseError(
+            f"{model} has not passed the gate: run `gun-detection gate {model}`, "
+            "or promote it all the same with --force and a reason",
+            reason="GATE_NOT_PASSED",
+        )
+    return last.id
+
+
+def rollback(settings: Settings, actor: str, reason: str, to: str | None = None) -> Json:
+    """Make an earlier champion the champion again."""
+    from gun_detection.release.registry import rollback as rollback_model
+
+    with open_session(settings) as session:
+        row = rollback_model(session, actor=actor, reason=reason, to=to)
+        return {"promotion_id": row.id, "champion_id": row.model_id, "previous_id": row.previous_id}
+
+
+def plan_scoring(
+    settings: Settings,
+    bucket: str | None = None,
+    prefix: str = "",
+    threshold: float | None = None,
+    model: str = "champion",
+    run_id: str | None = None,
+) -> Json:
+    """Open a scoring run over what the champion, pinned from here on, has not scored."""
+    from gun_detection.release.registry import get_model
+    from gun_detection.scoring.plan import plan_run
+
+    with open_session(settings) as session:
+        plan = plan_run(
+            get_model(session, model),
+            settings,
+            Storage(settings),
+            session,
+            bucket=bucket,
+            prefix=prefix,
+            threshold=threshold,
+            run_id=run_id,
+        )
+    return asdict(plan)
+
+
+def score_shard(
+    settings: Settings,
+    shard_id: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    take_over: bool = False,
+) -> Json:
+    """Score what is left to do in one shard."""
+    from gun_detection.detector.architectures import select_device
+    from gun_detection.detector.inference import Predictor
+    from gun_detection.release.registry import load_model
+    from gun_detection.scoring.ledger import claim_shard
+    from gun_detection.scoring.pipeline import score_shard as score
+
+    storage = Storage(settings)
+    with open_session(settings) as session:
+        pinned = (
+            select(ModelVersion)
+            .join(ScoringRun, ScoringRun.model_id == ModelVersion.id)
+            .join(Shard, Shard.run_id == ScoringRun.id)
+            .where(Shard.id == shard_id)
+        )
+        model = session.scalar(pinned)
+    if model is None:
+        raise NotFoundError(f"there is no shard {shard_id}")
+    detector = load_model(model, settings, storage)
+    predictor = Predictor(detector, select_device(settings.device), settings.score_floor)
+    # The lease begins when the work does, not while weights are read.
+    lease = claim_shard(shard_id, settings, take_over=take_over)
+    return asdict(score(lease, predictor, settings, storage, on_progress))
+
+
+def finish_scoring(settings: Settings, run_id: str) -> Json:
+    """Close a scoring run; raises `FailureBudgetError` when something is wrong with it."""
+    from gun_detection.scoring.ledger import finish_run
+
+    return asdict(finish_run(run_id, settings))
+
+
+def report_url(settings: Settings, key: str) -> str:
+    """Where people read a report that is stored under this key."""
+    return f"{settings.public_url.rstrip('/')}/gun-detection/reports/{key}"
+
+
+def tensorboard_url(settings: Settings, run: str) -> str | None:
+    """Where people see a training run, if there is a TensorBoard."""
+    if settings.tensorboard_url is None:
+        return None
+    return f"{settings.tensorboard_url.rstrip('/')}/?runFilter={run}#timeseries"
