@@ -53,9 +53,12 @@ def deserialize(data: bytes, config: DetectorConfig, *, sha256: str | None = Non
 def config_of(data: bytes) -> DetectorConfig | None:
     """The detector configuration that `serialize` wrote into a safetensors file, if it did."""
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    text = header.get("__metadata__", {}).get("detector")
-    return DetectorConfig.model_validate_json(text) if text else None
+    try:
+        header = json.loads(data[8 : 8 + length])
+        text = header.get("__metadata__", {}).get("detector")
+        return DetectorConfig.model_validate_json(text) if text else None
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"this is not a safetensors file ({_first_line(error)})") from error
 
 
 def initialize(
@@ -113,6 +116,30 @@ def _read(source: str, storage: Storage | None) -> bytes:
             "set initial weights to coco, imagenet, none, a file or an S3 URI"
         )
     return path.read_bytes()
+
+
+def load_detector(
+    model: FasterRCNN, config: DetectorConfig, state: dict[str, Tensor], name: str
+) -> None:
+    """Load a whole detector's state dict in place; raises `ModelError` when anything is missing.
+
+    Statistics that only training needs may be missing or left over.
+    """
+    own = set(model.state_dict())
+    counters = {key for key in own | set(state) if key.endswith("num_batches_tracked")}
+    missing, unknown = own - set(state) - counters, set(state) - own - counters
+    if missing or unknown:
+        example = min(missing or unknown)
+        raise ModelError(
+            f"{name} does not hold a {config.architecture}: {len(missing)} tensors are missing and "
+            f"{len(unknown)} are unknown, for example {example}; name the right architecture"
+        )
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{name} does not fit {config.architecture}: {_first_line(error)}"
+        ) from error
 
 
 def _download(config: DetectorConfig, source: str) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Evaluate a model version on a frozen split, or a model on a folder; with a report for people."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +91,12 @@ class FolderEvaluation:
 
 
 def evaluate_folder(
-    predictor: Predictor, threshold: float, spec: str, settings: Settings, storage: Storage
+    predictor: Predictor,
+    threshold: float,
+    spec: str,
+    settings: Settings,
+    storage: Storage,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FolderEvaluation:
     """Evaluate on a folder or an archive in any known label format, without storing anything.
 
@@ -100,7 +106,8 @@ def evaluate_folder(
     found: list[Detections] = []
     rejected: dict[str, int] = {}
     with open_source(spec, settings, storage) as source, SandboxedDecoder(settings) as decoder:
-        for sample in source:
+        for done, sample in enumerate(source, start=1):
+            progress(done, len(source))
             try:
                 label = sample.label()
                 if isinstance(label, LabelError):

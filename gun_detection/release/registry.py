@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, text
@@ -15,16 +16,31 @@ from sqlalchemy.orm import Session
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection import __version__
+from gun_detection.database import open_session
 from gun_detection.database.models import GateDecision, ModelVersion, Promotion
-from gun_detection.detector.architectures import DetectorConfig
-from gun_detection.detector.weights import deserialize, serialize
-from gun_detection.errors import NotFoundError, ReleaseError, ServiceUnavailableError
+from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
+from gun_detection.detector.weights import (
+    config_of,
+    deserialize,
+    load_detector,
+    read_state_dict,
+    serialize,
+)
+from gun_detection.errors import (
+    NotFoundError,
+    ReleaseError,
+    ServiceUnavailableError,
+    SettingsError,
+)
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 _PROMOTION_LOCK = 0x67756E70
+_WEIGHT_SUFFIXES = {".pth", ".pt", ".safetensors"}
+# Of weights that come without one; the well-known value for detectors of this kind.
+DEFAULT_THRESHOLD = 0.7
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,58 @@ def load_model(version: ModelVersion, settings: Settings, storage: Storage) -> F
         path.unlink()
     storage.download(settings.data_bucket, version.weights_key, path, sha256=version.weights_sha256)
     return deserialize(path.read_bytes(), detector, sha256=version.weights_sha256)
+
+
+def open_model(name: str, settings: Settings) -> tuple[str, FasterRCNN, float]:
+    """(name, detector, operating threshold) of `champion`, a version, or a weights file.
+
+    A file needs no database; a `.pth` is taken for a plain `resnet50_fpn` with a threshold of 0.7.
+    """
+    path = Path(name)
+    if path.suffix in _WEIGHT_SUFFIXES:
+        model, _ = _open_file(path, "resnet50_fpn")
+        return path.name, model.eval(), DEFAULT_THRESHOLD
+    with open_session(settings) as session:
+        version = get_model(session, name)
+    return version.id, load_model(version, settings, Storage(settings)), version.threshold
+
+
+def import_file(
+    path: Path,
+    architecture: str,
+    threshold: float,
+    settings: Settings,
+    storage: Storage,
+    session: Session,
+) -> ModelVersion:
+    """Publish a weights file from elsewhere; its whole detector must be in it."""
+    model, detector = _open_file(path, architecture)
+    config = {"detector": detector.model_dump(mode="json"), "imported_from": path.name}
+    new = NewModel(
+        model=model,
+        detector=detector,
+        config=config,
+        config_hash=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        dataset_id=None,
+        parent_id=None,
+        threshold=threshold,
+        training={},
+    )
+    return publish(new, settings, storage, session)
+
+
+def _open_file(path: Path, architecture: str) -> tuple[FasterRCNN, DetectorConfig]:
+    if not path.is_file():
+        raise NotFoundError(f"there is no weights file {path}")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise SettingsError(f"unknown architecture {architecture!r}: choose from {known}")
+    data = path.read_bytes()
+    detector = config_of(data) if path.suffix == ".safetensors" else None
+    detector = detector or DetectorConfig(architecture=architecture)
+    model = build_detector(detector)
+    load_detector(model, detector, read_state_dict(data, path.name), path.name)
+    return model, detector
 
 
 def current_champion(session: Session) -> ModelVersion | None:
