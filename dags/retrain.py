@@ -1,0 +1,177 @@
+"""Train a candidate, compare it with the champion, and promote it if the gate says so."""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import CronTriggerTimetable, Param, dag, task
+from orchestration import (
+    CHAMPION,
+    DEFAULT_ARGS,
+    TRAINING_DATA,
+    ReportLink,
+    TensorBoardLink,
+    progress_log,
+)
+
+DOC = """
+### Train, evaluate, gate, promote
+
+Every night at 01:00 UTC, and by hand. **check_need** skips the run, saying why, when neither the
+data nor the recipe changed since the last candidate. Candidate and champion are measured on the
+same frozen holdout; **gate** says what was compared and with which result; only a candidate that
+passes becomes champion. A rejection is a result: the run stays green and **promote** is skipped.
+
+The *Report* button of the evaluation tasks opens the numbers and the worst pictures, the
+*TensorBoard* button of **train** the curves.
+"""
+
+
+@dag(
+    schedule=CronTriggerTimetable("0 1 * * *", timezone="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULT_ARGS,
+    tags=["gun-detection", "training"],
+    doc_md=DOC,
+    params={
+        "preset": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, "smoke", "cpu", "gpu", "seed"],
+            title="Preset",
+            description="Named recipe; empty for the configured one.",
+        ),
+        "overrides": Param(
+            {},
+            type="object",
+            title="Changes to the recipe",
+            description='Values instead of the preset\'s, for example {"epochs": 20}.',
+        ),
+        "dataset_id": Param(
+            None,
+            type=["null", "string"],
+            title="Data set version",
+            description="Empty for the newest.",
+        ),
+        "force": Param(
+            False,
+            type="boolean",
+            title="Train although nothing changed",
+            description="Otherwise a run with the same data and recipe is skipped.",
+        ),
+        "min_ap50": Param(
+            None,
+            type=["null", "number"],
+            minimum=0,
+            maximum=1,
+            title="AP50 floor of the gate",
+            description="Empty for the configured one.",
+        ),
+    },
+)
+def retrain() -> None:
+    @task(inlets=[TRAINING_DATA])
+    def check_need(params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Skip the run when there is nothing new to learn from."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        from gun_detection import stages
+        from gun_detection.settings import load_settings
+
+        assert params is not None
+        need = stages.check_need(
+            load_settings(), params["dataset_id"], params["preset"], params["overrides"]
+        )
+        print(need["reason"])
+        if not need["needed"] and not params["force"]:
+            raise AirflowSkipException(need["reason"])
+        return need
+
+    @task(pool="gpu", execution_timeout=timedelta(hours=24))
+    def train(need: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Train on the data set and keep the best epoch as a candidate."""
+        from gun_detection import stages
+        from gun_detection.settings import load_settings
+
+        assert params is not None
+        log = progress_log("step")
+        return stages.train(
+            load_settings(),
+            need["dataset_id"],
+            params["preset"],
+            params["overrides"],
+            lambda now: log(now.step, now.steps, f", epoch {now.epoch}, loss {now.loss:.3f}"),
+            again=params["force"],
+        )
+
+    @task(pool="gpu")
+    def evaluate_candidate(trained: dict[str, Any]) -> dict[str, Any]:
+        """Measure the candidate on the frozen holdout."""
+        from gun_detection import stages
+        from gun_detection.settings import load_settings
+
+        return stages.evaluate(load_settings(), trained["model_id"], trained["dataset_id"])
+
+    @task(pool="gpu")
+    def evaluate_champion(trained: dict[str, Any]) -> dict[str, Any] | None:
+        """Measure the champion on the same holdout; nothing to do where there is none yet."""
+        from gun_detection import stages
+        from gun_detection.errors import NotFoundError
+        from gun_detection.settings import load_settings
+
+        try:
+            return stages.evaluate(load_settings(), "champion", trained["dataset_id"])
+        except NotFoundError as error:
+            if error.reason != "NO_CHAMPION":
+                raise
+            print("There is no champion yet: the candidate has only the floor to pass.")
+            return None
+
+    @task
+    def gate(
+        trained: dict[str, Any],
+        evaluations: list[dict[str, Any] | None],
+        params: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Judge the candidate and record the decision with its reasons."""
+        from gun_detection import stages
+        from gun_detection.settings import load_settings
+
+        assert params is not None
+        decision = stages.gate(
+            load_settings(), trained["model_id"], trained["dataset_id"], params["min_ap50"]
+        )
+        print(decision["explanation"])
+        return decision
+
+    @task(outlets=[CHAMPION])
+    def promote(
+        decision: dict[str, Any], run_id: str = "", outlet_events: Any = None
+    ) -> dict[str, Any]:
+        """Make the candidate champion if it passed; skipped otherwise, with the reasons."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        from gun_detection import stages
+        from gun_detection.settings import load_settings
+
+        if not decision["passed"]:
+            raise AirflowSkipException(decision["explanation"])
+        promoted = stages.promote(
+            load_settings(),
+            decision["candidate_id"],
+            actor=f"airflow:retrain:{run_id}",
+            reason=decision["explanation"],
+            decision_id=decision["decision_id"],
+        )
+        outlet_events[CHAMPION].extra = promoted
+        return promoted
+
+    trained = train(check_need())
+    candidate, champion = evaluate_candidate(trained), evaluate_champion(trained)
+    promote(gate(trained, [candidate, champion]))
+    trained.operator.operator_extra_links = (TensorBoardLink(),)
+    candidate.operator.operator_extra_links = (ReportLink(),)
+    champion.operator.operator_extra_links = (ReportLink(),)
+
+
+retrain()
