@@ -146,7 +146,7 @@ def retrain() -> None:
 
     @task(outlets=[CHAMPION])
     def promote(
-        decision: dict[str, Any], run_id: str = "", outlet_events: Any = None
+        decision: dict[str, Any], run_id: str | None = None, outlet_events: Any = None
     ) -> dict[str, Any]:
         """Make the candidate champion if it passed; skipped otherwise, with the reasons."""
         from airflow.sdk.exceptions import AirflowSkipException

@@ -60,7 +60,7 @@ looked at it.
 )
 def score_uploads() -> None:
     @task
-    def plan(params: dict[str, Any] | None = None, run_id: str = "") -> dict[str, Any]:
+    def plan(params: dict[str, Any] | None = None, run_id: str | None = None) -> dict[str, Any]:
         """List the bucket and cut what is unscored into shards."""
         from gun_detection import stages
         from gun_detection.settings import load_settings

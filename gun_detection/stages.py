@@ -38,6 +38,7 @@ def ingest(
         "holdout_id": result.holdout_id,
         "source": spec,
         **result.counts,
+        **{f"{name}_images": split["images"] for name, split in result.report["splits"].items()},
         "report_url": report_url(settings, f"datasets/{result.dataset_id}/report.html"),
     }
 

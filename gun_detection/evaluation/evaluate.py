@@ -51,7 +51,7 @@ def evaluate_version(
         )
     )
     if known is not None:
-        logger.info("evaluated before", extra={"model": model.id, "dataset": dataset_id[:12]})
+        logger.info("%s was evaluated on the %s of %s before", model.id, split, dataset_id[:12])
         return known
     manifest = load_manifest(storage, settings.data_bucket, dataset_id)
     pictures = DetectionDataset(manifest, split, settings, storage)
@@ -78,7 +78,7 @@ def evaluate_version(
     )
     session.add(row)
     session.flush()
-    logger.info("evaluated", extra={"model": model.id, "split": split, "ap50": metrics.ap50})
+    logger.info("%s on the %s: %s", model.id, split, metrics)
     return row
 
 

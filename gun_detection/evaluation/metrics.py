@@ -128,7 +128,9 @@ def _coco(
         for index, found in enumerate(detections)
         for box, score in zip(_xywh(found.boxes), found.scores, strict=True)
     ]
-    evaluator = COCOeval_faster(truth_set, truth_set.loadRes(rows), "bbox")
+    evaluator = COCOeval_faster(
+        truth_set, truth_set.loadRes(rows), "bbox", print_function=lambda *_: None
+    )
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()

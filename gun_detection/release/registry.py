@@ -103,7 +103,7 @@ def publish(new: NewModel, settings: Settings, storage: Storage, session: Sessio
         )
         .on_conflict_do_nothing()
     )
-    logger.info("model published", extra={"model": model_id, "sha256": sha256[:12]})
+    logger.info("published %s with weights %s", model_id, sha256[:12])
     return get_model(session, model_id)
 
 
@@ -279,7 +279,7 @@ def _append(
     )
     session.add(row)
     session.flush()
-    logger.info(kind, extra={"model": model_id, "previous": previous_id, "actor": actor})
+    logger.info("%s: %s after %s, by %s", kind, model_id, previous_id, actor)
     return row
 
 

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from gun_detection.database import open_session
 from gun_detection.database.models import Upload
@@ -72,7 +72,14 @@ def score_shard(
             on_progress(done, total)
     finish_shard(lease, settings)
     result = ShardResult(scored, quarantined, detections, round(time.monotonic() - start, 2))
-    logger.info("shard done", extra={"shard": lease.shard_id, **asdict(result)})
+    logger.info(
+        "shard %d done: %d scored, %d quarantined, %d detections, %.1f s",
+        lease.shard_id,
+        scored,
+        quarantined,
+        detections,
+        result.seconds,
+    )
     return result
 
 
@@ -154,5 +161,5 @@ class _Worker:
 
 
 def _quarantine(upload: Upload, sha256: str | None, error: GunDetectionError) -> Outcome:
-    logger.warning("quarantined", extra={"key": upload.key, "reason": error.reason})
+    logger.warning("quarantined %r: %s (%s)", upload.key, error.reason, error.message)
     return Outcome(upload.id, sha256, reason=error.reason, message=error.message)

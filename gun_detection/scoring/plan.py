@@ -80,15 +80,12 @@ def plan_run(
     session.add_all(shards)
     session.flush()
     logger.info(
-        "scoring planned",
-        extra={
-            "run": run_id,
-            "model": model.id,
-            "listed": listed,
-            "planned": run.planned,
-            "left_over": run.left_over,
-            "shards": len(shards),
-        },
+        "%d objects listed, %d planned in %d shards for %s, %d left over",
+        listed,
+        run.planned,
+        len(shards),
+        model.id,
+        run.left_over,
     )
     return _plan(run, [shard.id for shard in shards], listed)
 

@@ -53,7 +53,7 @@ PRESETS: dict[str, TrainingConfig] = {
     "cpu": TrainingConfig(
         detector=DetectorConfig(architecture="resnet18_fpn", norm="trainable"),
         initial_weights="none",
-        epochs=8,
+        epochs=6,
     ),
     "gpu": TrainingConfig(
         detector=DetectorConfig(architecture="resnet50_fpn"),
@@ -100,6 +100,8 @@ def resolve_config(
         *parents, last = key.split(".")
         for parent in parents:
             target = target.get(parent, {})
+            if not isinstance(target, dict):
+                target = {}
         if last not in target:
             raise SettingsError(f"unknown training value {key!r}: see `gun-detection train --help`")
         target[last] = value
@@ -116,4 +118,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise SettingsError(f"{text!r} is not an override: write key=value")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SettingsError(f"the value of {key} is not readable: {value!r}") from None

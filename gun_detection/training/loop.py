@@ -152,8 +152,8 @@ def _step(
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
     optimizer.step()
-    values = {name: float(value) for name, value in parts.items()}
-    return values | {"loss": float(loss), "gradient_norm": float(norm)}
+    values = {name: float(value.detach()) for name, value in parts.items()}
+    return values | {"loss": float(loss.detach()), "gradient_norm": float(norm)}
 
 
 def _validate(
@@ -196,7 +196,14 @@ def _record(board: SummaryWriter, row: dict[str, float], step: int) -> None:
         prefix = "validation/" if name.startswith("validation_") else "epoch/"
         board.add_scalar(prefix + name.removeprefix("validation_"), row[name], step)
     board.flush()
-    logger.info("epoch done", extra={k: round(v, 4) for k, v in row.items()})
+    logger.info(
+        "epoch %d done in %.0f s: loss %.3f, validation loss %.3f, validation AP50 %.3f",
+        row["epoch"],
+        row["seconds"],
+        row["train_loss"],
+        row["validation_loss"],
+        row["validation_ap50"],
+    )
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -103,13 +103,7 @@ def train(
     device = select_device(settings.device)
     name = f"{config.detector.architecture}-{dataset_id[:8]}-{config.hash()[:8]}"
     logger.info(
-        "training",
-        extra={
-            "run": name,
-            "device": device.type,
-            "images": len(training),
-            "epochs": config.epochs,
-        },
+        "training %s on %s: %d pictures, %d epochs", name, device, len(training), config.epochs
     )
     wall, cpu = time.monotonic(), time.process_time()
     result = fit(

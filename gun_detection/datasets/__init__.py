@@ -1,0 +1,1 @@
+"""Data sets: sources, label formats, checks, groups and splits, versions, and reading them."""

@@ -1,0 +1,230 @@
+"""Ingesting: from a source to an immutable data set version.
+
+Images go to the data bucket under their sha256, then the manifest and the report, and last the
+row in the database: what a crash leaves behind is no version, and the next attempt uses it.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, tuple_
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from gun_detection.database.models import DatasetVersion
+from gun_detection.datasets import manifest as keys
+from gun_detection.datasets import report
+from gun_detection.datasets.findings import Findings, Kept, look_at
+from gun_detection.datasets.groups import Placement, place
+from gun_detection.datasets.manifest import Entry, Manifest, load_manifest
+from gun_detection.datasets.sources import Source, open_source
+from gun_detection.errors import DatasetError
+from gun_detection.images import SandboxedDecoder
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+_UPLOADERS = 8
+# Bounds the time of an ingest where every night has a source of its own name.
+_REMEMBERED_SOURCES = 32
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """`created` is False when this version was there before; `counts` are those of the report."""
+
+    dataset_id: str
+    created: bool
+    holdout_id: str
+    counts: dict[str, int]
+    report: dict[str, Any]
+
+
+def ingest(
+    spec: str,
+    settings: Settings,
+    storage: Storage,
+    session: Session,
+    progress: Progress | None = None,
+) -> IngestResult:
+    """Check, store and describe the data set that `spec` names; `progress` gets (done, total).
+
+    The same data gives the same id and stores nothing new. The caller commits the session. Raises
+    `DatasetError` when nothing can be used, when more is rejected than the budget allows (the
+    report is stored all the same) or when a split would have no picture with a gun; besides what
+    `open_source` raises.
+    """
+    storage.ensure_bucket(settings.data_bucket)
+    with open_source(spec, settings, storage) as source:
+        findings = _inspect(source, settings, storage, progress)
+        name = source.name.encode("utf-8", "replace").decode()
+    _check_budget(name, findings, settings, storage)
+    known = _known_placements(settings, storage, session)
+    dataset = _manifest(findings, known, settings)
+    _check_splits(dataset)
+    content = report.describe(name, dataset, findings)
+    created = _publish(name, dataset, content, settings, storage, session)
+    log.info(
+        "data set ingested" if created else "data set is unchanged: nothing new was stored",
+        extra={"dataset": dataset.id, "source": name, **content["counts"]},
+    )
+    return IngestResult(dataset.id, created, dataset.holdout_id, content["counts"], content)
+
+
+def _inspect(
+    source: Source, settings: Settings, storage: Storage, progress: Progress | None
+) -> Findings:
+    """Look at the samples one by one and upload the images that can be used."""
+    findings = Findings()
+    with SandboxedDecoder(settings) as decoder, _uploads(settings, storage) as upload:
+        for done, sample in enumerate(source, start=1):
+            checked = look_at(sample, findings, decoder.decode)
+            if checked is not None:
+                upload(checked.sha256, checked.data)
+            if progress is not None:
+                progress(done, len(source))
+    return findings
+
+
+@contextmanager
+def _uploads(settings: Settings, storage: Storage) -> Iterator[Callable[[str, bytes], None]]:
+    """A function that stores an image unless it is there, in a few threads at once."""
+    pending: list[Future[None]] = []
+
+    def store(sha256: str, data: bytes) -> None:
+        key = keys.image_key(sha256)
+        if not storage.exists(settings.data_bucket, key):
+            storage.put_if_absent(settings.data_bucket, key, data)
+
+    with ThreadPoolExecutor(_UPLOADERS) as pool:
+
+        def upload(sha256: str, data: bytes) -> None:
+            # Waiting for the oldest keeps the number of images in memory small.
+            if len(pending) >= 2 * _UPLOADERS:
+                pending.pop(0).result()
+            pending.append(pool.submit(store, sha256, data))
+
+        yield upload
+        for future in pending:
+            future.result()
+
+
+def _check_budget(name: str, findings: Findings, settings: Settings, storage: Storage) -> None:
+    budget = settings.dataset_reject_budget
+    images = findings.files - findings.duplicates
+    boxes = findings.boxes + findings.rejected_boxes
+    if findings.files == 0:
+        raise DatasetError(f"{name} has no pictures", reason="EMPTY_SOURCE")
+    within = (
+        findings.rejected_images <= budget * images and findings.rejected_boxes <= budget * boxes
+    )
+    if within and findings.kept:
+        return
+    key = report.store_rejected(name, findings, settings, storage)
+    rejects = [problem for problem in findings.problems if problem.kind == "image"]
+    first = "; ".join(
+        f"{problem.name}: {problem.reason} ({problem.message})" for problem in rejects[:3]
+    )
+    raise DatasetError(
+        f"{name} is refused: {findings.rejected_images} of {images} images and "
+        f"{findings.rejected_boxes} of {boxes} boxes cannot be used, the budget is {budget:.0%}. "
+        f"First: {first}. Full report: s3://{settings.data_bucket}/{key}. "
+        "Correct the data or raise GUN_DETECTION_DATASET_REJECT_BUDGET",
+        reason="REJECT_BUDGET",
+    )
+
+
+def _known_placements(
+    settings: Settings, storage: Storage, session: Session
+) -> dict[str, Placement]:
+    """Where images belong by the newest version of every source; the youngest version decides."""
+    source, made = DatasetVersion.source, DatasetVersion.created_at
+    newest = select(source, func.max(made)).group_by(source)
+    youngest = (
+        select(DatasetVersion.id)
+        .where(tuple_(source, made).in_(newest))
+        .order_by(made.desc())
+        .limit(_REMEMBERED_SOURCES)
+    )
+    known: dict[str, Placement] = {}
+    for dataset_id in reversed(session.scalars(youngest).all()):
+        entries = load_manifest(storage, settings.data_bucket, dataset_id).entries
+        known |= {entry.sha256: entry.placement for entry in entries}
+    return known
+
+
+def _manifest(findings: Findings, known: dict[str, Placement], settings: Settings) -> Manifest:
+    hashes = {sha256: image.phash for sha256, image in findings.kept.items()}
+    placed = place(hashes, known, settings.validation_share, settings.holdout_share)
+    return Manifest(tuple(_entries(findings.kept, placed)))
+
+
+def _entries(kept: dict[str, Kept], placed: dict[str, Placement]) -> Iterable[Entry]:
+    for sha256, image in sorted(kept.items()):
+        place_of = placed[sha256]
+        yield Entry(
+            sha256=sha256,
+            size=image.size,
+            width=image.width,
+            height=image.height,
+            boxes=tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in image.boxes.tolist()),
+            name=image.name,
+            phash=f"{place_of.phash:016x}",
+            group=place_of.group,
+            split=place_of.split,
+        )
+
+
+def _check_splits(dataset: Manifest) -> None:
+    for split in ("train", "holdout"):
+        entries = dataset.split(split)
+        if not any(entry.boxes for entry in entries):
+            raise DatasetError(
+                f"the {split} split has {len(entries)} pictures and none with a gun: add pictures "
+                "(some dozens with guns are needed at least) or change "
+                "GUN_DETECTION_HOLDOUT_SHARE and GUN_DETECTION_VALIDATION_SHARE",
+                reason="EMPTY_SPLIT",
+            )
+
+
+def _publish(
+    name: str,
+    dataset: Manifest,
+    content: dict[str, Any],
+    settings: Settings,
+    storage: Storage,
+    session: Session,
+) -> bool:
+    """Store manifest, reports and row unless they are there; True when the row is new."""
+    if session.get(DatasetVersion, dataset.id) is not None:
+        return False
+    bucket = settings.data_bucket
+    manifest_key, report_key = keys.manifest_key(dataset.id), keys.report_key(dataset.id)
+    storage.put_if_absent(bucket, manifest_key, dataset.to_bytes())
+    report.store(dataset, content, settings, storage)
+    counts, splits = content["counts"], content["splits"]
+    row = insert(DatasetVersion).values(
+        id=dataset.id,
+        source=name,
+        images=counts["images"],
+        boxes=counts["boxes"],
+        negatives=counts["negatives"],
+        train_images=splits["train"]["images"],
+        validation_images=splits["validation"]["images"],
+        holdout_images=splits["holdout"]["images"],
+        rejected_images=counts["rejected_images"],
+        rejected_boxes=counts["rejected_boxes"],
+        duplicates=counts["duplicates"],
+        manifest_key=manifest_key,
+        report_key=report_key,
+        holdout_id=dataset.holdout_id,
+    )
+    new = row.on_conflict_do_nothing().returning(DatasetVersion.id)
+    return session.scalar(new) is not None

@@ -1,0 +1,106 @@
+"""The images of a split as a PyTorch data set, through a local cache of their bytes."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gun_detection.datasets.groups import Split
+from gun_detection.datasets.manifest import Entry, Manifest, image_key
+from gun_detection.errors import DatasetError
+from gun_detection.images import DecodeLimits, decode
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+
+Target = dict[str, Tensor]
+
+
+class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+    """Image and target of every entry of a split, in the manifest's order.
+
+    An image is uint8 (3, H, W) RGB, upright. A target has `boxes` float32 (N, 4) xyxy in pixels,
+    (0, 4) for a picture without a gun, `labels` int64 (N,), all 1, and `image_id` int64 (1,), the
+    index. Bytes come from `home/cache/images`, where they are put when first read; other bytes
+    than the manifest's are fetched anew, and raise `DatasetError` (`SHA256_MISMATCH`) if the
+    bucket holds no better.
+    """
+
+    def __init__(
+        self, manifest: Manifest, split: Split, settings: Settings, storage: Storage
+    ) -> None:
+        self.entries: tuple[Entry, ...] = manifest.split(split)
+        self._settings = settings
+        self._limits = DecodeLimits.from_settings(settings)
+        self._cache = settings.home / "cache" / "images"
+        self._storage = storage
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        entry = self.entries[index]
+        pixels = decode(self.read(index), self._limits).pixels
+        boxes = torch.from_numpy(entry.box_array())
+        target = {
+            "boxes": boxes,
+            "labels": torch.ones(len(boxes), dtype=torch.int64),
+            "image_id": torch.tensor([index % len(self.entries)], dtype=torch.int64),
+        }
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous(), target
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of an image, from the cache if they are there and whole."""
+        entry = self.entries[index]
+        path = self._cache / entry.sha256[:2] / entry.sha256
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        if _is(data, entry):
+            return data
+        data = self._client().get(self._settings.data_bucket, image_key(entry.sha256))
+        if not _is(data, entry):
+            raise DatasetError(
+                f"{entry.name} is not in the bucket as it was ingested (sha256 {entry.sha256}): "
+                "it was changed or damaged; delete it there and ingest the source again",
+                reason="SHA256_MISMATCH",
+            )
+        _write(path, data)
+        return data
+
+    def _client(self) -> Storage:
+        # Connections do not survive a fork, so every worker process opens its own.
+        if self._process != os.getpid():
+            self._storage, self._process = Storage(self._settings), os.getpid()
+        return self._storage
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_storage": None, "_process": 0}
+
+
+def _is(data: bytes, entry: Entry) -> bool:
+    return len(data) == entry.size and hashlib.sha256(data).hexdigest() == entry.sha256
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, whoever else writes the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def collate(batch: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """A batch as detection models take it: a list of images of any size, a list of targets."""
+    images, targets = zip(*batch, strict=True)
+    return list(images), list(targets)

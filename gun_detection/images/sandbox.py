@@ -1,0 +1,182 @@
+"""Decoding in a child process, where a hostile picture can do no harm."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from gun_detection.errors import ImageError, ServiceUnavailableError
+from gun_detection.images.decoding import DecodedImage, DecodeLimits, read_header
+from gun_detection.images.pipes import read_message, write_message
+from gun_detection.images.reasons import Reason
+
+if TYPE_CHECKING:
+    from gun_detection.settings import Settings
+
+_START_SECONDS = 60.0
+_HEAD_BYTES = 2**16
+_PIPE_BYTES = 2**20
+_FATAL = {Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT, Reason.DECODE_MEMORY}
+
+
+class SandboxedDecoder:
+    """Decodes in a child process with a limit on memory and time, for pictures of strangers.
+
+    A context manager for one thread at a time. The child starts with the first picture, serves
+    one after the other, and a new one takes over after a crash or a timeout. It sees none of this
+    process's environment and ends with it.
+    """
+
+    def __init__(self, settings: "Settings") -> None:
+        self._limits = DecodeLimits.from_settings(settings)
+        self._memory_mb = settings.decode_memory_mb
+        self._timeout = settings.decode_timeout
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child; the next `decode` would start another."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def decode(self, data: bytes) -> DecodedImage:
+        """As the function `decode`; also raises `ImageError` with reason DECODER_CRASHED,
+        DECODE_TIMEOUT or DECODE_MEMORY, and `ServiceUnavailableError` if no child can start.
+        """
+        # The checks of the header cost little and keep most junk away from the child.
+        read_header(data, self._limits)
+        child = self._running_child()
+        watchdog = _Watchdog(child, self._timeout)
+        answer: DecodedImage | ImageError | None = None
+        try:
+            with watchdog:
+                answer = _exchange(child, data, self._limits)
+        except (BrokenPipeError, EOFError):
+            answer = self._death(watchdog.expired)
+        finally:
+            # After a broken conversation (also one broken by an exception from a signal handler)
+            # the rest of this answer would be taken for the next one.
+            if answer is None or (isinstance(answer, ImageError) and answer.reason in _FATAL):
+                self.close()
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def _death(self, expired: bool) -> ImageError:
+        if expired:
+            return ImageError(
+                f"decoding took longer than {self._timeout:g} s", reason=Reason.DECODE_TIMEOUT
+            )
+        return ImageError(
+            "the decoding process died of this picture", reason=Reason.DECODER_CRASHED
+        )
+
+    def _running_child(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self.close()
+        limits = [self._limits.max_pixels, self._limits.max_bytes, self._limits.min_side]
+        arguments = [*limits, self._memory_mb, self._timeout]
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "gun_detection.images.decoder_process", *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=_child_environment(),
+        )
+        for pipe in _descriptors(self._child):
+            # A picture passes in a few pieces instead of dozens, each a switch of processes.
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        with _Watchdog(self._child, _START_SECONDS):
+            ready = os.read(_descriptors(self._child)[1], 1)
+        if ready != b"R":
+            self.close()
+            raise ServiceUnavailableError(
+                "the decoding process does not start; its own message is in the log above",
+                reason="DECODER_UNAVAILABLE",
+            )
+        return self._child
+
+
+class _Watchdog:
+    """Kills a child that is still at work after `seconds`."""
+
+    def __init__(self, child: subprocess.Popen[bytes], seconds: float) -> None:
+        self.expired = False
+        self._child = child
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._child.kill()
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+        # Without waiting, a timer that just fired could kill the child under the next picture.
+        self._timer.join()
+
+
+def _child_environment() -> dict[str, str]:
+    """Enough to import this package, and nothing that could be a secret."""
+    environment = {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "PYTHONSAFEPATH": "1",
+        # Each thread of OpenBLAS reserves address space, which the limit counts.
+        "OPENBLAS_NUM_THREADS": "1",
+        # Memory is kept from picture to picture (up to 64 MiB of it): asking the kernel for
+        # fresh pages each time was measured to cost more than the decoding.
+        "MALLOC_MMAP_THRESHOLD_": str(2**25),
+        "MALLOC_TRIM_THRESHOLD_": str(2**26),
+    }
+    libraries = os.environ.get("LD_LIBRARY_PATH")
+    return environment | ({"LD_LIBRARY_PATH": libraries} if libraries else {})
+
+
+def _exchange(
+    child: subprocess.Popen[bytes], data: bytes, limits: DecodeLimits
+) -> DecodedImage | ImageError:
+    """One picture in, one answer out; `EOFError` or `BrokenPipeError` when the child dies."""
+    request, answer = _descriptors(child)
+    write_message(request, data)
+    head = json.loads(read_message(answer, _HEAD_BYTES))
+    if "reason" in head:
+        return ImageError(head["message"], reason=head["reason"])
+    pixels = np.frombuffer(read_message(answer, 3 * limits.max_pixels), np.uint8)
+    return DecodedImage(
+        pixels.reshape(head["height"], head["width"], 3), head["format"], head["frames"]
+    )
+
+
+def _descriptors(child: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """(where pictures go, where answers come from)."""
+    if child.stdin is None or child.stdout is None:
+        raise BrokenPipeError("the decoding process has no pipes")
+    return child.stdin.fileno(), child.stdout.fileno()

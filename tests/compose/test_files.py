@@ -1,0 +1,199 @@
+"""The files of the production shape, checked without a container engine."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from embedded.config import REPOSITORY
+from gun_detection.settings import PREFIX, Settings
+
+COMPOSE = REPOSITORY / "docker-compose.yaml"
+DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
+PROGRAMS = Path(sys.executable).parent
+ONE_SHOT = {"airflow-init"}
+Compose = Callable[..., "subprocess.CompletedProcess[str]"]
+SECRETS = (
+    "POSTGRES_PASSWORD",
+    "AIRFLOW_DB_PASSWORD",
+    "LIBRARY_DB_PASSWORD",
+    "BROKER_PASSWORD",
+    "S3_ACCESS_KEY_ID",
+    "S3_SECRET_ACCESS_KEY",
+    "AIRFLOW_SECRET_KEY",
+    "AIRFLOW_JWT_SECRET",
+    "FERNET_KEY",
+)
+
+
+def variables(project: Path) -> dict[str, str]:
+    lines = (project / ".env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if re.match("[A-Z]", line))
+
+
+def test_all_services_are_there(services: dict[str, Any]) -> None:
+    assert set(services) == {
+        "airflow-api-server",
+        "airflow-dag-processor",
+        "airflow-init",
+        "airflow-scheduler",
+        "airflow-triggerer",
+        "postgres",
+        "seaweedfs",
+        "tensorboard",
+        "valkey",
+        "worker",
+        "worker-gpu",
+    }
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("value", [None, ""], ids=["unset", "empty"])
+def test_missing_secret_is_refused_by_its_name(
+    project: Path, compose: Compose, tmp_path: Path, name: str, value: str | None
+) -> None:
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    values = {**variables(project), name: value}
+    lines = [f"{key}={text}" for key, text in values.items() if text is not None]
+    (tmp_path / ".env").write_text("\n".join(lines))
+    result = compose(tmp_path, "config", "--quiet", COMPOSE_PROFILES="gpu")
+    assert result.returncode != 0
+    assert f"set {name} in .env" in result.stderr
+
+
+def test_generated_secrets_are_private_different_and_kept(project: Path) -> None:
+    values = variables(project)
+    secrets = [values[name] for name in SECRETS]
+    assert len(set(secrets)) == len(SECRETS)
+    assert min(map(len, secrets)) >= 44
+    assert (project / ".env").stat().st_mode & 0o777 == 0o600
+    script = ["sh", project / "docker" / "generate-env.sh"]
+    again = subprocess.run(script, capture_output=True, check=False)
+    assert again.returncode == 1
+    assert variables(project) == values
+
+
+def test_no_secret_is_written_down() -> None:
+    example = (REPOSITORY / ".env.example").read_text()
+    assert all(re.search(f"^{name}=$", example, re.MULTILINE) for name in SECRETS)
+    for file in (COMPOSE, *DOCKERFILES):
+        for line in file.read_text().splitlines():
+            if re.search("(PASSWORD|SECRET|FERNET)[A-Z_]*:", line.partition("${")[0]):
+                assert ":?" in line, f"{file.name}: {line}"
+
+
+def test_every_service_that_runs_on_has_a_healthcheck(services: dict[str, Any]) -> None:
+    assert {name for name, service in services.items() if "healthcheck" not in service} == ONE_SHOT
+
+
+def test_no_service_runs_as_root_or_can_become_it(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["user"] not in ("", "root", "0", "0:0"), name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_only_the_user_interfaces_are_published_and_only_here(services: dict[str, Any]) -> None:
+    ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert ports == {
+        "airflow-api-server": ["127.0.0.1:8080:8080/tcp"],
+        "tensorboard": ["127.0.0.1:6006:6006/tcp"],
+    }
+
+
+def test_published_address_is_a_setting(project: Path, compose: Compose) -> None:
+    result = compose(project, "config", BIND_ADDRESS="192.0.2.7", AIRFLOW_PORT="9090")
+    assert "192.0.2.7:9090:8080/tcp" in result.stdout
+    assert "192.0.2.7:6006:6006/tcp" in result.stdout
+
+
+def test_data_services_have_no_way_out(configuration: dict[str, Any]) -> None:
+    assert configuration["networks"]["data"]["internal"] is True
+    for name in ("postgres", "valkey", "seaweedfs"):
+        assert list(configuration["services"][name]["networks"]) == ["data"]
+
+
+def test_images_are_pinned_and_none_is_minio(services: dict[str, Any]) -> None:
+    for service in services.values():
+        image, _, tag = service["image"].rpartition(":")
+        assert re.match(r"\d+\.\d+", tag), service["image"]
+        assert "minio" not in image
+
+
+def test_library_settings_are_known_and_valid(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name, service in services.items():
+        environment = service.get("environment", {})
+        given = {key: value for key, value in environment.items() if key.startswith(PREFIX)}
+        assert set(given) <= known, name
+        for variable, value in given.items():
+            monkeypatch.setenv(variable, value)
+    assert Settings().s3_endpoint_url == "http://seaweedfs:8333"
+
+
+def test_queue_for_the_gpu_is_served_with_and_without_one(
+    project: Path, compose: Compose, services: dict[str, Any]
+) -> None:
+    def queues(service: dict[str, Any]) -> str:
+        command = service["command"]
+        return str(command[command.index("--queues") + 1])
+
+    assert queues(services["worker"]) == "default,gpu"
+    assert queues(services["worker-gpu"]) == "gpu"
+    devices = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    plain = yaml.safe_load(compose(project, "config", WORKER_QUEUES="default").stdout)
+    assert queues(plain["services"]["worker"]) == "default"
+
+
+def test_every_mounted_or_copied_file_exists(services: dict[str, Any], project: Path) -> None:
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("/") or Path(source).is_relative_to(project)
+            assert not source.startswith("/") or Path(source).is_file()
+    for file in DOCKERFILES:
+        for line in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", file.read_text(), re.M):
+            assert all((REPOSITORY / source).exists() for source in line.split()), line
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfile_is_clean(path: Path) -> None:
+    command = [PROGRAMS / "hadolint", "--no-color", path]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_image_is_pinned_checked_and_not_root(path: Path) -> None:
+    text = path.read_text()
+    assert set(re.findall(r"^FROM (\S+)", text, re.M)) == {"python:3.11.14-slim-bookworm"}
+    assert re.findall(r"^USER (.+)$", text, re.M) == ["50000:50000"]
+    for installation in re.findall(r"pip install (?:.*\\\n)*.*", text):
+        assert "--require-hashes" in installation or "--no-index" in installation
+
+
+def test_airflow_image_has_no_torch_and_agrees_with_the_worker() -> None:
+    def versions(name: str) -> dict[str, str]:
+        lines = (REPOSITORY / name).read_text()
+        return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", lines, re.M))
+
+    airflow, worker = versions("docker/requirements-airflow.txt"), versions("requirements.txt")
+    assert "torch" not in airflow
+    assert not [name for name in airflow if name.startswith("nvidia")]
+    assert {k: worker.get(k) for k in airflow} == airflow
+    assert "--index-url" not in (REPOSITORY / "docker/requirements-airflow.txt").read_text()
+
+
+def test_image_context_holds_no_secret() -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    assert not {"!.env", "!.git", "!**"} & set(lines)

@@ -1,0 +1,197 @@
+"""Real servers for the tests: PostgreSQL and SeaweedFS in a temporary folder, on free ports."""
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import pytest
+from psycopg2 import sql
+
+from embedded import postgres, seaweedfs
+from embedded.config import REPOSITORY, Ports
+from embedded.processes import Service, start_service, stop_service
+from gun_detection.errors import ServiceUnavailableError
+from gun_detection.settings import Settings, get_settings, load_settings
+from gun_detection.storage import Storage
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_TEMPLATE = "migrated_template"
+_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The running servers; both are empty but for what the tests make."""
+
+    postgres: postgres.PostgresServer
+    seaweedfs: seaweedfs.SeaweedServer
+
+    def variables(self, database: str, data_bucket: str, uploads_bucket: str) -> dict[str, str]:
+        """The library's environment for one database and two buckets on these servers."""
+        return {
+            "GUN_DETECTION_DATABASE_URL": self.postgres.url(database),
+            "GUN_DETECTION_S3_ENDPOINT_URL": self.seaweedfs.url,
+            "GUN_DETECTION_S3_ACCESS_KEY_ID": self.seaweedfs.access_key_id,
+            "GUN_DETECTION_S3_SECRET_ACCESS_KEY": self.seaweedfs.secret_access_key,
+            "GUN_DETECTION_DATA_BUCKET": data_bucket,
+            "GUN_DETECTION_UPLOADS_BUCKET": uploads_bucket,
+        }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Forget the outer shell's platform, and keep Airflow out of the home folder."""
+    for name in [n for n in os.environ if n.startswith(("GUN_DETECTION_", "AIRFLOW", "PLATFORM_"))]:
+        del os.environ[name]
+    home = tempfile.mkdtemp(prefix="gun-detection-airflow-")
+    config.add_cleanup(lambda: shutil.rmtree(home))
+    os.environ |= {
+        "AIRFLOW_HOME": home,
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
+    }
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """PostgreSQL and SeaweedFS; they end with this process, even when it is killed."""
+    ports = Ports.free()
+    # Not pytest's own folder: as root, PostgreSQL runs as another user, who has to get there.
+    with tempfile.TemporaryDirectory(prefix="gun-detection-tests-") as name, ExitStack() as stack:
+        folder = Path(name)
+        folder.chmod(0o711)
+        pg = postgres.PostgresServer(
+            folder / "postgres",
+            ports.postgres,
+            secrets.token_urlsafe(16),
+            postgres.unprivileged_user(),
+            # These tests do not pull the plug.
+            options={"fsync": "off", "synchronous_commit": "off"},
+        )
+        s3 = seaweedfs.SeaweedServer(
+            folder / "seaweedfs", folder, ports, "TESTS", secrets.token_urlsafe(16)
+        )
+        postgres.prepare_folder(pg)
+        postgres.create_cluster(pg)
+        _run(stack, postgres.postgres_service(pg), folder, lambda: postgres.answers(pg))
+        _run(stack, seaweedfs.seaweedfs_service(s3), folder, lambda: seaweedfs.answers(s3))
+        yield Servers(pg, s3)
+
+
+def _run(stack: ExitStack, service: Service, folder: Path, ready: Callable[[], bool]) -> None:
+    process = start_service(service, folder)
+    stack.callback(stop_service, service, process)
+    deadline = time.monotonic() + 60
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail((folder / f"{service.name}.log").read_text()[-2000:], pytrace=False)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(servers: Servers) -> str:
+    """Name of a database that has every migration and that others are copied from."""
+    from gun_detection.database import upgrade
+
+    template = sql.Identifier(_TEMPLATE)
+    with postgres.administer(servers.postgres) as cursor:
+        cursor.execute(sql.SQL("CREATE DATABASE {}").format(template))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in servers.variables(_TEMPLATE, "data", "uploads").items():
+                patch.setenv(name, value)
+            upgrade(load_settings())
+        # A database can be copied only while nobody, a pool included, is connected to it.
+        cursor.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(template))
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s",
+            [_TEMPLATE],
+        )
+    return _TEMPLATE
+
+
+@pytest.fixture
+def settings(
+    servers: Servers,
+    migrated_template: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Settings]:
+    """Settings of a fresh, migrated database and two empty buckets, also in the environment."""
+    number = next(_numbers)
+    database, buckets = f"test_{number}", (f"data-{number}", f"uploads-{number}")
+    for name, value in servers.variables(database, *buckets).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GUN_DETECTION_HOME", str(tmp_path / "home"))
+    get_settings.cache_clear()
+    loaded = load_settings()
+    name = sql.Identifier(database)
+    with postgres.administer(servers.postgres) as cursor:
+        template = sql.Identifier(migrated_template)
+        cursor.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, template))
+    for bucket in buckets:
+        _make_bucket(Storage(loaded), bucket)
+    yield loaded
+    get_settings.cache_clear()
+    with postgres.administer(servers.postgres) as cursor:
+        cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    _delete_buckets(servers)
+
+
+def _make_bucket(storage: Storage, bucket: str) -> None:
+    """Right after its start the server answers before it can make buckets."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            storage.ensure_bucket(bucket)
+        except ServiceUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _delete_buckets(servers: Servers) -> None:
+    """Every bucket with what is in it: the server has room for a limited number of them."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=servers.seaweedfs.url,
+        region_name="us-east-1",
+        aws_access_key_id=servers.seaweedfs.access_key_id,
+        aws_secret_access_key=servers.seaweedfs.secret_access_key,
+    )
+    for bucket in client.list_buckets()["Buckets"]:
+        client.delete_bucket(Bucket=bucket["Name"])
+
+
+@pytest.fixture
+def storage(settings: Settings) -> Storage:
+    return Storage(settings)
+
+
+@pytest.fixture
+def session(settings: Settings) -> "Iterator[Session]":
+    from gun_detection.database import open_session
+
+    with open_session(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real pictures: `../shared/data`, or `TEST_DATA_DIR`."""
+    folder = Path(os.environ.get("TEST_DATA_DIR") or REPOSITORY.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no pictures in {folder}: set TEST_DATA_DIR to the folder that has them")
+    return folder

@@ -1,0 +1,97 @@
+from collections.abc import Iterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from gun_detection import database
+from gun_detection.database import open_engine, open_session, upgrade
+from gun_detection.database.models import Base
+from gun_detection.errors import SchemaError, ServiceUnavailableError, SettingsError
+from gun_detection.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _check_again() -> Iterator[None]:
+    database._checked.clear()
+    yield
+    database._checked.clear()
+
+
+def test_the_migrations_make_the_tables_of_the_models(settings: Settings) -> None:
+    with open_engine(settings).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_upgrading_again_changes_nothing(settings: Settings) -> None:
+    before, after = upgrade(settings)
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("revision", "remedy"),
+    [(None, "gun-detection db upgrade"), ("9999", "install the version of gun-detection")],
+)
+def test_another_schema_is_refused_with_the_remedy(
+    settings: Settings, revision: str | None, remedy: str
+) -> None:
+    with open_engine(settings).begin() as connection:
+        connection.execute(text("DELETE FROM alembic_version"))
+        if revision:
+            connection.execute(text("INSERT INTO alembic_version VALUES (:r)"), {"r": revision})
+    with pytest.raises(SchemaError, match=remedy), open_session(settings):
+        pass
+
+
+def test_without_a_database_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(SettingsError, match="GUN_DETECTION_DATABASE_URL"),
+        open_session(load_settings()),
+    ):
+        pass
+
+
+def test_a_server_that_is_down_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUN_DETECTION_DATABASE_URL", "postgresql+psycopg2://u:secret@127.0.0.1:9/d")
+    with (
+        pytest.raises(ServiceUnavailableError, match=r"127\.0\.0\.1:9") as caught,
+        open_session(load_settings()),
+    ):
+        pass
+    assert "secret" not in caught.value.message
+
+
+def test_a_connection_that_breaks_is_transient_and_rolls_back(settings: Settings) -> None:
+    def work() -> None:
+        with open_session(settings) as session:
+            session.execute(text("CREATE TABLE half_done ()"))
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with pytest.raises(ServiceUnavailableError):
+        work()
+    with open_session(settings) as session:
+        assert session.scalar(text("SELECT to_regclass('half_done')")) is None
+
+
+@pytest.mark.parametrize("table", ["promotion", "review"])
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM {}", "UPDATE {} SET id = DEFAULT", "TRUNCATE {}"]
+)
+def test_history_cannot_be_changed(session: Session, table: str, statement: str) -> None:
+    with pytest.raises(DBAPIError, match="append-only"), session.begin_nested():
+        session.execute(text(statement.format(table)))
+
+
+def test_an_empty_database_has_empty_views(session: Session) -> None:
+    for view in (
+        "current_champion",
+        "current_uploads",
+        "current_outcomes",
+        "current_detections",
+        "unscored_uploads",
+        "scoring_summary",
+    ):
+        assert session.execute(text(f"SELECT * FROM {view}")).all() == []

@@ -1,0 +1,329 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from gun_detection.database import open_session
+from gun_detection.database.models import DatasetVersion
+from gun_detection.datasets import report
+from gun_detection.datasets.ingest import IngestResult, ingest
+from gun_detection.datasets.manifest import Manifest, image_key, load_manifest
+from gun_detection.datasets.synthetic import draw_pictures, upload_pictures
+from gun_detection.errors import DatasetError, ServiceUnavailableError
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+
+MakeFolder = Callable[..., Path]
+
+
+def run(spec: str | Path, settings: Settings, storage: Storage) -> IngestResult:
+    with open_session(settings) as session:
+        return ingest(str(spec), settings, storage, session)
+
+
+def rows(settings: Settings) -> list[DatasetVersion]:
+    with open_session(settings) as session:
+        return list(session.scalars(select(DatasetVersion).order_by(DatasetVersion.created_at)))
+
+
+def objects(settings: Settings, storage: Storage) -> dict[str, str]:
+    listed = storage.list_objects(settings.data_bucket)
+    return {item.key: f"{item.etag} {item.last_modified}" for item in listed}
+
+
+def manifest_of(result: IngestResult, settings: Settings, storage: Storage) -> Manifest:
+    return load_manifest(storage, settings.data_bucket, result.dataset_id)
+
+
+def test_a_version_is_stored_whole(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    seen: list[tuple[int, int]] = []
+    with open_session(settings) as session:
+        result = ingest(
+            str(make_folder()), settings, storage, session, lambda *step: seen.append(step)
+        )
+    assert seen == [(number, 24) for number in range(1, 25)]
+    assert result.created
+    manifest = manifest_of(result, settings, storage)
+    assert len(manifest.entries) == result.counts["images"] == 24
+    for entry in manifest.entries:
+        data = storage.get(settings.data_bucket, image_key(entry.sha256))
+        assert len(data) == entry.size
+    (row,) = rows(settings)
+    assert (row.id, row.source, row.holdout_id) == (
+        result.dataset_id,
+        "folder:guns",
+        manifest.holdout_id,
+    )
+    assert row.images == row.train_images + row.validation_images + row.holdout_images == 24
+    assert row.holdout_images == len(manifest.split("holdout"))
+    assert row.boxes == sum(len(entry.boxes) for entry in manifest.entries)
+    assert row.negatives == sum(not entry.boxes for entry in manifest.entries) == 4
+    assert (row.rejected_images, row.rejected_boxes, row.duplicates) == (0, 0, 0)
+    assert storage.get(settings.data_bucket, row.manifest_key) == manifest.to_bytes()
+    assert json.loads(storage.get(settings.data_bucket, row.report_key)) == result.report
+    assert len(objects(settings, storage)) == 24 + 3
+
+
+def test_the_same_data_is_the_same_version(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    first = run(make_folder(), settings, storage)
+    before = objects(settings, storage)
+    again = run(make_folder("other-name"), settings, storage)
+    assert not again.created
+    assert again.dataset_id == first.dataset_id
+    assert objects(settings, storage) == before
+    assert len(rows(settings)) == 1
+
+
+def test_images_stay_in_their_split_when_the_data_grows(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    first = manifest_of(run(folder, settings, storage), settings, storage)
+    for picture in upload_pictures(20, seed=9):
+        (folder / "Images" / f"new-{picture.name}").write_bytes(picture.data)
+        (folder / "Labels" / f"new-{Path(picture.name).stem}.txt").write_text("0\n")
+    # Other shares would place every image anew if the first version were not looked at.
+    changed = settings.model_copy(update={"holdout_share": 0.6, "validation_share": 0.3})
+    second = manifest_of(run(folder, changed, storage), settings, storage)
+    assert len(second.entries) == 44
+    old = {entry.sha256: entry for entry in first.entries}
+    assert [entry for entry in second.entries if entry.sha256 in old] == list(first.entries)
+    other = run("synthetic:30:4", settings, storage)
+    assert other.created
+    moved = folder.rename(folder.with_name("moved"))
+    third = manifest_of(run(moved, settings, storage), settings, storage)
+    assert third == second
+
+
+def test_copies_count_once_and_conflicts_are_told(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    data = (folder / "Images" / "1.jpeg").read_bytes()
+    label = (folder / "Labels" / "1.txt").read_text()
+    for number, text in ((90, label), (91, "0\n"), (92, "7\n")):
+        (folder / "Images" / f"{number}.jpeg").write_bytes(data)
+        (folder / "Labels" / f"{number}.txt").write_text(text)
+    result = run(folder, settings, storage)
+    assert result.counts["images"] == 24
+    assert result.counts["duplicates"] == 3
+    assert result.counts["label_conflicts"] == 1
+    assert [
+        (item["name"], item["reason"])
+        for item in result.report["problems"]
+        if item["kind"] == "duplicate"
+    ] == [
+        ("Images/90.jpeg", "DUPLICATE"),
+        ("Images/91.jpeg", "LABEL_CONFLICT"),
+        ("Images/92.jpeg", "DUPLICATE"),
+    ]
+    assert result.counts["rejected_images"] == 0
+
+
+def test_a_copy_replaces_one_whose_label_cannot_be_used(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    (folder / "Images" / "90.jpeg").write_bytes((folder / "Images" / "1.jpeg").read_bytes())
+    (folder / "Labels" / "90.txt").write_text((folder / "Labels" / "1.txt").read_text())
+    (folder / "Labels" / "1.txt").write_text("nonsense")
+    result = run(folder, settings, storage)
+    assert result.counts["images"] == 24
+    assert result.counts["rejected_images"] == 1
+    names = [entry.name for entry in manifest_of(result, settings, storage).entries]
+    assert "Images/90.jpeg" in names
+    assert "Images/1.jpeg" not in names
+
+
+def test_rejects_within_the_budget_are_listed(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    (folder / "Images" / "3.jpeg").write_bytes(b"<html></html>")
+    (folder / "Labels" / "4.txt").write_text("1\n-1 5.25 60.1234 90\n")
+    (folder / "Labels" / "6.txt").write_text("2\n5 5 60 90\n20 20 20 40\n")
+    result = run(folder, settings, storage)
+    assert {(item["name"], item["kind"], item["reason"]) for item in result.report["problems"]} == {
+        ("Images/3.jpeg", "image", "NOT_IMAGE"),
+        ("Images/4.jpeg", "clipped", "OUT_OF_FRAME"),
+        ("Images/6.jpeg", "box", "ZERO_AREA"),
+        ("Images/6.jpeg", "image", "BAD_BOX"),
+    }
+    (row,) = rows(settings)
+    assert (row.images, row.rejected_images, row.rejected_boxes) == (22, 2, 1)
+    kept = {entry.name: entry for entry in manifest_of(result, settings, storage).entries}
+    assert kept["Images/4.jpeg"].boxes == ((0.0, 5.25, 60.123, 90.0),)
+    assert len(kept) == 22
+
+
+def test_more_rejects_than_the_budget_are_refused(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    for number in (1, 2, 3):
+        (folder / "Labels" / f"{number}.txt").write_text("5\n1 2 3 4\n")
+    # Surplus copies must not water the rejects down.
+    for number in range(100, 120):
+        (folder / "Images" / f"{number}.jpeg").write_bytes(
+            (folder / "Images" / "10.jpeg").read_bytes()
+        )
+        (folder / "Labels" / f"{number}.txt").write_text("0\n")
+    with pytest.raises(DatasetError) as caught:
+        run(folder, settings, storage)
+    assert caught.value.reason == "REJECT_BUDGET"
+    assert "3 of 24 images" in caught.value.message
+    assert "COUNT_MISMATCH" in caught.value.message
+    key = caught.value.message.split(f"s3://{settings.data_bucket}/")[1].split(".html")[0]
+    assert key.startswith("datasets/rejected/")
+    stored = json.loads(storage.get(settings.data_bucket, f"{key}.json"))
+    assert stored["counts"]["rejected_images"] == 3
+    assert b"Refused" in storage.get(settings.data_bucket, f"{key}.html")
+    assert rows(settings) == []
+    wider = settings.model_copy(update={"dataset_reject_budget": 0.125})
+    assert run(folder, wider, storage).created
+
+
+def test_boxes_have_a_budget_of_their_own(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    (folder / "Labels" / "1.txt").write_text("9\n" + "5 5 5 9\n" * 9)
+    with pytest.raises(DatasetError, match="1 of 24 images and 9 of"):
+        run(folder, settings, storage)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (
+            lambda folder: [path.write_bytes(b"") for path in folder.glob("Images/*")],
+            "REJECT_BUDGET",
+        ),
+        (lambda folder: [path.unlink() for path in folder.glob("Images/*")], "EMPTY_SOURCE"),
+        (lambda folder: [path.write_text("0") for path in folder.glob("Labels/*")], "EMPTY_SPLIT"),
+    ],
+    ids=["only-rejects", "no-pictures", "no-guns"],
+)
+def test_sets_that_nobody_can_learn_from(
+    settings: Settings,
+    storage: Storage,
+    make_folder: MakeFolder,
+    spoil: Callable[[Path], object],
+    reason: str,
+) -> None:
+    folder = make_folder()
+    spoil(folder)
+    generous = settings.model_copy(update={"dataset_reject_budget": 1.0})
+    with pytest.raises(DatasetError) as caught:
+        run(folder, generous, storage)
+    assert caught.value.reason == reason
+    assert rows(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"), [("synthetic:0", "EMPTY_SOURCE"), ("synthetic:1", "EMPTY_SPLIT")]
+)
+def test_tiny_sets(settings: Settings, storage: Storage, spec: str, reason: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        run(spec, settings, storage)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("name", ["_json", "render"])
+def test_a_crash_leaves_no_version_and_the_next_attempt_finishes(
+    settings: Settings,
+    storage: Storage,
+    make_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    folder = make_folder()
+
+    def crash(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, name, crash)
+        with pytest.raises(MemoryError):
+            run(folder, settings, storage)
+    assert rows(settings) == []
+    result = run(folder, settings, storage)
+    assert result.created
+    (row,) = rows(settings)
+    assert json.loads(storage.get(settings.data_bucket, row.report_key)) == result.report
+
+
+@pytest.mark.parametrize("number", [1, 9], ids=["first", "last"])
+def test_a_failed_upload_is_an_error(
+    settings: Settings,
+    storage: Storage,
+    make_folder: MakeFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    folder = make_folder()
+    data = (folder / "Images" / f"{number}.jpeg").read_bytes()
+    key = image_key(hashlib.sha256(data).hexdigest())
+    put = storage.put_if_absent
+
+    def fail(bucket: str, name: str, content: bytes, **options: str) -> bool:
+        if name == key:
+            raise ServiceUnavailableError("the server is down")
+        return put(bucket, name, content, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "put_if_absent", fail)
+        with pytest.raises(ServiceUnavailableError):
+            run(folder, settings, storage)
+    assert rows(settings) == []
+    assert run(folder, settings, storage).created
+
+
+def test_names_that_are_not_text_survive(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    for picture in draw_pictures(1, seed=77):
+        odd = b"<b>\xff\xfe\n"
+        (folder / "Images" / (odd + b".jpg").decode("utf-8", "surrogateescape")).write_bytes(
+            picture.data
+        )
+    result = run(folder, settings, storage)
+    assert result.report["reasons"][0]["reason"] == "MISSING_LABEL"
+    page = storage.get(settings.data_bucket, f"datasets/{result.dataset_id}/report.html")
+    assert b"<b>" not in page
+
+
+@pytest.mark.seed
+def test_the_real_guns(settings: Settings, storage: Storage, shared_data: Path) -> None:
+    result = run(shared_data / "guns-seed", settings, storage)
+    assert result.counts == {
+        "files": 333,
+        "images": 302,
+        "boxes": 387,
+        "negatives": 0,
+        "duplicates": 31,
+        "label_conflicts": 2,
+        "clipped_boxes": 1,
+        "rejected_images": 0,
+        "rejected_boxes": 0,
+        "groups": 301,
+        "largest_group": 2,
+    }
+    (clipped,) = [item for item in result.report["problems"] if item["kind"] == "clipped"]
+    assert (clipped["name"], clipped["reason"]) == ("Images/70.jpeg", "OUT_OF_FRAME")
+    groups = json.loads((shared_data / "guns-seed" / "DUPLICATE_GROUPS.json").read_text())
+    entries = manifest_of(result, settings, storage).entries
+    group_of = {entry.name: entry.group for entry in entries}
+    for numbers in groups:
+        kept = [
+            f"Images/{number}.jpeg" for number in numbers if f"Images/{number}.jpeg" in group_of
+        ]
+        assert len({group_of[name] for name in kept}) == 1

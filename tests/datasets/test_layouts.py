@@ -1,0 +1,185 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from gun_detection.datasets.labels import Label
+from gun_detection.datasets.layouts import Sample, find_samples
+from gun_detection.datasets.trees import FolderTree, open_folder
+from gun_detection.errors import DatasetError, ImageError, LabelError, NotFoundError
+
+MAX = 10**6
+
+COCO = json.dumps(
+    {
+        "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+        "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4]}],
+    }
+)
+VOC = (
+    "<annotation><object><name>gun</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>4</xmax>"
+    "<ymax>6</ymax></bndbox></object></annotation>"
+)
+EMPTY_VOC = "<annotation></annotation>"
+BOX, NONE = "1\n1 2 4 6\n", "0\n"
+YOLO = "0 0.25 0.4 0.3 0.4\n"
+
+
+def write(root: Path, files: dict[str, str]) -> FolderTree:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return open_folder(root)
+
+
+def outcomes(samples: list[Sample]) -> dict[str, str | list[list[float]]]:
+    """By name, the boxes in a 10×10 picture or the reason of the fault."""
+    found: dict[str, str | list[list[float]]] = {}
+    for sample in samples:
+        label = sample.label()
+        found[sample.name] = (
+            label.pixels(10, 10).round(6).tolist() if isinstance(label, Label) else label.reason
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"Images/a.jpg": "", "Images/b.jpg": "", "Labels/a.txt": BOX, "Labels/b.txt": NONE},
+        {"Images/a.jpg": "", "Images/b.jpg": "", "annotations/x.json": COCO},
+        {"Images/a.jpg": "", "Images/b.jpg": "", "x.json": COCO, "notes.json": "[1]"},
+        {
+            "Images/a.jpg": "",
+            "Images/b.jpg": "",
+            "Annotations/a.xml": VOC,
+            "Annotations/b.xml": EMPTY_VOC,
+        },
+        {"Images/a.jpg": "", "Images/b.jpg": "", "Images/a.xml": VOC, "Images/b.xml": EMPTY_VOC},
+        {"Images/a.jpg": "", "Images/b.jpg": "", "labels/a.txt": YOLO, "labels/b.txt": ""},
+        {
+            "Images/a.jpg": "",
+            "Images/b.jpg": "",
+            "labels/a.txt": YOLO,
+            "labels/b.txt": "",
+            "data.yaml": "names: [gun]",
+            "labels/classes.txt": "gun",
+            "train.txt": "x",
+        },
+    ],
+    ids=["counted", "coco", "coco-root", "voc", "voc-beside", "yolo", "yolo-names"],
+)
+def test_layouts(tmp_path: Path, files: dict[str, str]) -> None:
+    samples = find_samples(write(tmp_path, files), MAX)
+    assert outcomes(samples) == {"Images/a.jpg": [[1, 2, 4, 6]], "Images/b.jpg": []}
+
+
+def test_wrapping_folder_changes_nothing(tmp_path: Path) -> None:
+    files = {"Images/a.jpg": "pixels", "Labels/a.txt": BOX}
+    plain = find_samples(write(tmp_path / "plain", files), MAX)
+    wrapped = find_samples(
+        write(tmp_path / "wrapped", {f"guns-main/{name}": text for name, text in files.items()}),
+        MAX,
+    )
+    assert outcomes(wrapped) == outcomes(plain)
+    assert wrapped[0].read() == b"pixels"
+
+
+def test_splits_in_subfolders(tmp_path: Path) -> None:
+    files = {
+        "train/images/1.jpg": "",
+        "train/labels/1.txt": BOX,
+        "val/images/1.jpg": "",
+        "val/labels/1.txt": NONE,
+    }
+    samples = find_samples(write(tmp_path, files), MAX)
+    assert outcomes(samples) == {"train/images/1.jpg": [[1, 2, 4, 6]], "val/images/1.jpg": []}
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "reason"),
+    [
+        ({"Images/b.jpg": ""}, "Images/b.jpg", "MISSING_LABEL"),
+        ({"Labels/b.txt": BOX}, "b", []),
+        (
+            {"Images/b.jpg": "", "Images/b.png": "", "Labels/b.txt": BOX},
+            "Images/b.png",
+            "AMBIGUOUS_LABEL",
+        ),
+        (
+            {"Images/b.jpg": "", "Labels/b.txt": BOX, "Images/b.txt": BOX},
+            "Images/b.jpg",
+            "AMBIGUOUS_LABEL",
+        ),
+        ({"Images/b.jpg": "", "Labels/b.txt": "2\n1 2 4 6\n"}, "Images/b.jpg", "COUNT_MISMATCH"),
+        ({"Images/b.jpg": "", "Labels/b.txt": "1" * (2**20 + 1)}, "Images/b.jpg", "BAD_LABEL"),
+    ],
+)
+def test_faults_of_single_samples(
+    tmp_path: Path, files: dict[str, str], name: str, reason: str
+) -> None:
+    sound = {"Images/a.jpg": "", "Labels/a.txt": BOX}
+    samples = {sample.name: sample for sample in find_samples(write(tmp_path, sound | files), MAX)}
+    assert "Images/a.jpg" in samples
+    label = samples[name].label()
+    if reason:
+        assert isinstance(label, LabelError)
+        assert label.reason == reason
+    else:
+        with pytest.raises(ImageError) as caught:
+            samples[name].read()
+        assert caught.value.reason == "MISSING_IMAGE"
+
+
+def test_voc_file_that_is_damaged_spoils_only_its_picture(tmp_path: Path) -> None:
+    files = {"a.jpg": "", "a.xml": VOC, "b.jpg": "", "b.xml": "<"}
+    assert outcomes(find_samples(write(tmp_path, files), MAX)) == {
+        "a.jpg": [[1, 2, 4, 6]],
+        "b.jpg": "BAD_LABEL",
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"readme.txt": "nothing"}, "EMPTY_SOURCE"),
+        ({}, "EMPTY_SOURCE"),
+        ({"a.jpg": "", "b.jpg": ""}, "UNKNOWN_LAYOUT"),
+        ({"a.jpg": "", "a.txt": BOX, "a.xml": VOC}, "AMBIGUOUS_LAYOUT"),
+        ({"a.jpg": "", "a.txt": BOX, "b.jpg": "", "b.txt": YOLO}, "AMBIGUOUS_LAYOUT"),
+        ({"a.jpg": "", "a.txt": "hello there"}, "AMBIGUOUS_LAYOUT"),
+        ({"a.jpg": "", "x.json": "{"}, "BAD_LABEL"),
+        ({"a.jpg": "", "a.txt": YOLO, "data.yaml": "names: ["}, "BAD_LABEL"),
+        ({"a.jpg": ""} | {f"{n}.json": "{}" for n in range(20)}, "UNKNOWN_LAYOUT"),
+    ],
+)
+def test_unclear_sources(tmp_path: Path, files: dict[str, str], reason: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        find_samples(write(tmp_path, files), MAX)
+    assert caught.value.reason == reason
+
+
+def test_reading_is_bounded_and_tells_what_is_gone(tmp_path: Path) -> None:
+    tree = write(
+        tmp_path, {"a.jpg": "12345", "a.txt": NONE, ".hidden/b.jpg": "", "__MACOSX/a.jpg": ""}
+    )
+    assert tree.paths == ["a.jpg", "a.txt"]
+    (sample,) = find_samples(tree, 5)
+    assert sample.read() == b"12345"
+    with pytest.raises(ImageError) as caught:
+        find_samples(tree, 4)[0].read()
+    assert caught.value.reason == "TOO_LARGE"
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(ImageError) as caught:
+        sample.read()
+    assert caught.value.reason == "MISSING_IMAGE"
+    (tmp_path / "a.jpg").mkdir()
+    with pytest.raises(ImageError) as caught:
+        sample.read()
+    assert caught.value.reason == "UNREADABLE"
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="does not exist"):
+        open_folder(tmp_path / "none")

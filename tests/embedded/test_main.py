@@ -1,0 +1,92 @@
+"""The command line without a platform that runs."""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from embedded.config import REPOSITORY, Ports, port_variable
+
+
+@pytest.fixture
+def variables(tmp_path: Path) -> dict[str, str]:
+    ports = {port_variable(name): str(port) for name, port in asdict(Ports.free()).items()}
+    return dict(os.environ) | ports | {"PLATFORM_DIR": str(tmp_path / "platform")}
+
+
+def _run(variables: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "embedded", *arguments],
+        env=variables,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_stopped_platform_is_not_healthy_and_stops_again(variables: dict[str, str]) -> None:
+    status = _run(variables, "status")
+    assert status.returncode == 1
+    assert status.stdout.count("not healthy") == 8
+    down = _run(variables, "down")
+    assert (down.returncode, down.stdout) == (0, "Nothing was running.\n")
+
+
+def test_a_taken_port_is_one_clear_line(variables: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        done = _run(variables | {"PLATFORM_TENSORBOARD_PORT": port}, "up")
+    assert done.returncode == 1
+    assert done.stdout == (
+        f"error: port {port} is taken: stop the program that listens there, "
+        "or set PLATFORM_TENSORBOARD_PORT to another port\n"
+    )
+
+
+def test_the_environment_is_for_a_shell(variables: dict[str, str], tmp_path: Path) -> None:
+    exports = _run(variables, "env").stdout
+    script = f"{exports}\necho $GUN_DETECTION_HOME; echo $AIRFLOW_HOME; command -v airflow"
+    done = subprocess.run(
+        ["/bin/bash", "-eu", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": ""},
+    )
+    assert done.stdout.splitlines() == [
+        str(tmp_path / "platform" / "home"),
+        str(tmp_path / "platform" / "airflow"),
+        str(Path(sys.executable).with_name("airflow")),
+    ]
+
+
+def test_the_library_takes_what_the_environment_sets(variables: dict[str, str]) -> None:
+    for line in _run(variables, "env").stdout.splitlines():
+        name, _, value = line.removeprefix("export ").partition("=")
+        variables[name] = shlex.split(value)[0]
+    code = (
+        "from gun_detection.settings import load_settings; print(load_settings().s3_endpoint_url)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"http://127.0.0.1:{variables['PLATFORM_S3_PORT']}"
+
+
+def test_an_unknown_component_is_refused(variables: dict[str, str]) -> None:
+    done = _run(variables, "logs", "webserver")
+    assert done.returncode == 2
+    assert "webserver" in done.stderr
+
+
+def test_a_purge_deletes_the_state(variables: dict[str, str], tmp_path: Path) -> None:
+    _run(variables, "status")
+    assert (tmp_path / "platform").exists()
+    assert _run(variables, "down", "--purge").returncode == 0
+    assert not (tmp_path / "platform").exists()

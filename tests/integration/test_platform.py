@@ -1,0 +1,92 @@
+"""The embedded platform survives what a machine does to it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import httpx
+import pytest
+
+from embedded.config import USERS, PlatformError
+from embedded.stack import Stack
+from gun_detection.storage import Storage
+from tests.integration.conftest import RunningPlatform
+
+pytestmark = pytest.mark.airflow
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def _healthy(stack: Stack) -> bool:
+    return all(row.healthy for row in stack.status())
+
+
+def test_every_component_is_healthy_and_a_second_start_changes_nothing(
+    platform: RunningPlatform,
+) -> None:
+    before = {row.name: row.pid for row in platform.stack.status()}
+    assert _healthy(platform.stack)
+    assert platform.stack.up(nullcontext, attached=True) is False
+    assert {row.name: row.pid for row in platform.stack.status()} == before
+
+
+def test_every_user_signs_in_and_nobody_else(platform: RunningPlatform) -> None:
+    for user in USERS:
+        with platform.stack.airflow(user) as client:
+            assert client.token()
+    wrong = {"username": "admin", "password": "admin"}
+    answer = httpx.post(f"{platform.airflow.url}/auth/token", json=wrong, trust_env=False)
+    assert answer.status_code == 401
+
+
+def test_a_viewer_is_refused_what_an_operator_may_do(platform: RunningPlatform) -> None:
+    with (
+        platform.stack.airflow("viewer") as viewer,
+        pytest.raises(PlatformError, match="403"),
+    ):
+        viewer.ensure_pool("theirs", 1, "")
+    with platform.stack.airflow("operator") as operator:
+        assert operator.request("GET", "/pools/gpu")["slots"] == 1
+
+
+@pytest.mark.parametrize("name", ["postgres", "seaweedfs", "api-server", "scheduler"])
+def test_a_killed_component_is_started_again(platform: RunningPlatform, name: str) -> None:
+    storage, bucket = Storage(platform.settings), platform.settings.data_bucket
+    storage.put(bucket, f"before/{name}", b"kept")
+    pid = platform.stack.supervisor.states()[name].pid
+    os.kill(pid, signal.SIGKILL)
+    _wait_until(lambda: platform.stack.supervisor.states()[name].pid not in (0, pid))
+    _wait_until(lambda: _healthy(platform.stack))
+    assert storage.get(bucket, f"before/{name}") == b"kept"
+
+
+def test_a_start_recovers_from_a_killed_supervisor(platform: RunningPlatform) -> None:
+    supervisor = platform.stack.supervisor
+    supervisor_pid = int((platform.stack.platform.directory / "supervisord.pid").read_text())
+    os.kill(supervisor_pid, signal.SIGKILL)
+    _wait_until(lambda: not supervisor.running())
+    assert platform.stack.up(nullcontext, attached=True) is True
+    assert _healthy(platform.stack)
+
+
+def test_changed_settings_reach_the_services(
+    platform: RunningPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUN_DETECTION_DATASET_SOURCE", '/some "folder" with 100% o\'dd; names')
+    changed = Stack(platform.stack.platform)
+    servers = {row.name: row.pid for row in changed.status()[:2]}
+    assert changed.up(nullcontext, attached=True) is True
+    rows = changed.status()
+    assert {row.name: row.pid for row in rows[:2]} == servers
+    scheduler = next(row for row in rows if row.name == "scheduler")
+    with open(f"/proc/{scheduler.pid}/environ", "rb") as file:
+        variables = file.read().split(b"\0")
+    wanted = f"GUN_DETECTION_DATASET_SOURCE={os.environ['GUN_DETECTION_DATASET_SOURCE']}"
+    assert wanted.encode() in variables

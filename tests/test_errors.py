@@ -1,0 +1,23 @@
+import pickle
+
+import pytest
+
+from gun_detection.errors import GunDetectionError, ImageError, TerminalError, TransientError
+
+
+def _leaves(kind: type[GunDetectionError]) -> list[type[GunDetectionError]]:
+    below = [leaf for child in kind.__subclasses__() for leaf in _leaves(child)]
+    return below or [kind]
+
+
+@pytest.mark.parametrize("kind", _leaves(GunDetectionError))
+def test_every_leaf_is_terminal_or_transient_and_has_a_reason(
+    kind: type[GunDetectionError],
+) -> None:
+    assert issubclass(kind, TerminalError) != issubclass(kind, TransientError)
+    assert kind("why").reason == kind("why").reason.upper()
+
+
+def test_the_reason_survives_a_process_boundary() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("cut off", reason="TRUNCATED")))
+    assert (type(error), error.reason, str(error)) == (ImageError, "TRUNCATED", "cut off")

@@ -1,0 +1,207 @@
+"""The decoding child: dies, hangs and runs out of memory without harm to the next picture."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gun_detection.errors import ImageError, ServiceUnavailableError
+from gun_detection.images import DecodeLimits, Reason, SandboxedDecoder, decode, encode_png
+from gun_detection.settings import Settings
+
+
+def png(width: int = 64, height: int = 48) -> bytes:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    return encode_png(pixels)
+
+
+GOOD = png()
+
+
+@pytest.fixture
+def decoder() -> Iterator[SandboxedDecoder]:
+    with SandboxedDecoder(Settings(decode_timeout=60)) as decoder:
+        yield decoder
+
+
+def child_of(decoder: SandboxedDecoder) -> subprocess.Popen[bytes]:
+    """Its child, started by a first picture."""
+    decoder.decode(GOOD)
+    assert decoder._child is not None
+    return decoder._child
+
+
+def refused(decoder: SandboxedDecoder, data: bytes) -> str:
+    with pytest.raises(ImageError) as caught:
+        decoder.decode(data)
+    return caught.value.reason
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited for a minute"
+        time.sleep(0.01)
+
+
+def state(pid: int) -> str:
+    """The kernel's letter for it: R, S, T, Z, or X when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "X"
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_pixels_are_those_of_the_decoder_in_this_process(
+    decoder: SandboxedDecoder, name: str
+) -> None:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png(1280, 720))).save(buffer, name)
+    direct = decode(buffer.getvalue(), DecodeLimits.from_settings(Settings()))
+    sandboxed = decoder.decode(buffer.getvalue())
+    assert np.array_equal(sandboxed.pixels, direct.pixels)
+    assert sandboxed.pixels.flags.writeable
+    assert (sandboxed.format, sandboxed.frames) == (direct.format, direct.frames)
+
+
+def test_one_child_serves_all_pictures_good_and_bad(decoder: SandboxedDecoder) -> None:
+    child = child_of(decoder)
+    corrupt = bytearray(GOOD)
+    corrupt[corrupt.index(b"IDAT") + 20] ^= 1
+    short = encode_png(np.zeros((48, 64, 3), np.uint8))
+    jpeg = b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x40\x00\x40\x01\x01\x11\x00"
+    jpeg += b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9"
+    assert refused(decoder, b"") == Reason.EMPTY
+    assert refused(decoder, bytes(corrupt)) == Reason.CORRUPT
+    assert refused(decoder, short[:-1]) == Reason.TRUNCATED
+    # Its header is in order, so that only the child sees that it has no tables.
+    assert refused(decoder, jpeg) == Reason.CORRUPT
+    assert child_of(decoder) is child
+
+
+def test_child_killed_between_pictures_is_replaced(decoder: SandboxedDecoder) -> None:
+    child = child_of(decoder)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert decoder.decode(GOOD).pixels.shape == (48, 64, 3)
+
+
+def test_child_killed_at_work_is_reported_and_replaced(decoder: SandboxedDecoder) -> None:
+    child = child_of(decoder)
+    os.kill(child.pid, signal.SIGSTOP)
+    killer = threading.Timer(0.3, child.kill)
+    killer.start()
+    assert refused(decoder, GOOD) == Reason.DECODER_CRASHED
+    killer.join()
+    assert decoder.decode(GOOD).pixels.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("side", [48, 1500], ids=["fits the pipe", "blocks the pipe"])
+def test_hanging_child_is_killed_and_replaced(side: int) -> None:
+    with SandboxedDecoder(Settings(decode_timeout=2)) as decoder:
+        child = child_of(decoder)
+        os.kill(child.pid, signal.SIGSTOP)
+        assert refused(decoder, png(side, side)) == Reason.DECODE_TIMEOUT
+        assert child.returncode == -signal.SIGKILL
+        assert decoder.decode(GOOD).pixels.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {"method": 0})],
+    ids=["png", "jpeg", "progressive", "webp"],
+)
+def test_lack_of_memory_is_reported_and_the_next_picture_decodes(
+    name: str, options: dict[str, object]
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8000, 6000), "navy").save(buffer, name, **options)
+    with SandboxedDecoder(Settings(decode_memory_mb=300)) as decoder:
+        assert refused(decoder, buffer.getvalue()) == Reason.DECODE_MEMORY
+        assert decoder.decode(GOOD).pixels.shape == (48, 64, 3)
+
+
+def test_largest_allowed_picture_fits_the_default_memory(decoder: SandboxedDecoder) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8000, 6250), "navy").save(buffer, "WEBP", method=0, lossless=True)
+    assert decoder.decode(buffer.getvalue()).pixels.shape == (6250, 8000, 3)
+
+
+def test_child_sees_nothing_of_the_environment(
+    decoder: SandboxedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUN_DETECTION_S3_SECRET_ACCESS_KEY", "sesame")
+    monkeypatch.setenv("SOME_TOKEN", "sesame")
+    environment = Path(f"/proc/{child_of(decoder).pid}/environ").read_bytes()
+    assert b"PYTHONPATH=" in environment
+    assert b"sesame" not in environment
+
+
+def test_interrupted_decode_does_not_leave_its_answer_to_the_next(
+    decoder: SandboxedDecoder,
+) -> None:
+    class InterruptionError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise InterruptionError
+
+    child = child_of(decoder)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        os.kill(child.pid, signal.SIGSTOP)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(InterruptionError):
+            decoder.decode(png(100, 100))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert decoder.decode(GOOD).pixels.shape == (48, 64, 3)
+
+
+def test_leaving_the_context_ends_the_child() -> None:
+    with SandboxedDecoder(Settings()) as decoder:
+        child = child_of(decoder)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_child_ends_with_its_killed_parent() -> None:
+    script = f"""
+import time
+from gun_detection.images import SandboxedDecoder
+from gun_detection.settings import Settings
+decoder = SandboxedDecoder(Settings())
+decoder.decode({GOOD!r})
+print(decoder._child.pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert state(child) in "RS"
+        parent.kill()
+    wait_for(lambda: state(child) in "XZ")
+
+
+def test_child_that_does_not_start_is_not_the_fault_of_the_picture(
+    decoder: SandboxedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ServiceUnavailableError) as caught:
+        decoder.decode(GOOD)
+    assert caught.value.reason == "DECODER_UNAVAILABLE"
+
+
+def test_importing_the_decoder_does_not_import_the_detector() -> None:
+    script = "import sys, gun_detection.images; print(sorted({'torch', 'cv2'} & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert output.stdout == b"[]\n"

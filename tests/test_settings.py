@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedded.config import REPOSITORY
+from gun_detection.errors import SettingsError
+from gun_detection.settings import Settings, load_settings, settings_table
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"GUN_DETECTION_SCORE_FLOR": "0.1"}, "GUN_DETECTION_SCORE_FLOR"),
+        ({"GUN_DETECTION_S3_ACCESS_KEY_ID": "me"}, "GUN_DETECTION_S3_SECRET_ACCESS_KEY"),
+        ({"GUN_DETECTION_S3_SECRET_ACCESS_KEY": "x"}, "GUN_DETECTION_S3_ACCESS_KEY_ID"),
+        ({"GUN_DETECTION_MAX_IMAGE_PIXELS": "many"}, "GUN_DETECTION_MAX_IMAGE_PIXELS"),
+        ({"GUN_DETECTION_LOG_LEVEL": "loud"}, "GUN_DETECTION_LOG_LEVEL"),
+        ({"GUN_DETECTION_DATA_BUCKET": "uploads"}, "GUN_DETECTION_UPLOADS_BUCKET"),
+        (
+            {"GUN_DETECTION_VALIDATION_SHARE": "0.5", "GUN_DETECTION_HOLDOUT_SHARE": "0.5"},
+            "GUN_DETECTION_HOLDOUT_SHARE",
+        ),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=named):
+        load_settings()
+
+
+def test_secrets_are_in_neither_messages_nor_representations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GUN_DETECTION_S3_SECRET_ACCESS_KEY", "hunter2")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    monkeypatch.setenv("GUN_DETECTION_S3_ACCESS_KEY_ID", "me")
+    assert "hunter2" not in str(caught.value) + repr(load_settings())
+
+
+def test_every_setting_is_documented() -> None:
+    table = settings_table()
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert f"`GUN_DETECTION_{name.upper()}`" in table
+
+
+def test_the_documentation_is_current() -> None:
+    command = [sys.executable, "-m", "gun_detection.settings"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert Path(REPOSITORY, "docs", "settings.md").read_text() == printed, "run `make docs`"

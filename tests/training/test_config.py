@@ -1,0 +1,57 @@
+import pytest
+
+from gun_detection.errors import SettingsError
+from gun_detection.settings import load_settings
+from gun_detection.training.config import PRESETS, parse_override, resolve_config
+
+
+def test_overrides_go_over_settings_go_over_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUN_DETECTION_TRAINING_PRESET", "gpu")
+    monkeypatch.setenv("GUN_DETECTION_ARCHITECTURE", "resnet50_fpn_v2")
+    config = resolve_config(load_settings(), None, {"epochs": 3, "detector.max_size": 640})
+    assert config.detector.architecture == "resnet50_fpn_v2"
+    assert (config.epochs, config.detector.max_size) == (3, 640)
+    assert config.batch_size == PRESETS["gpu"].batch_size
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "message"),
+    [
+        ("fast", {}, "choose from smoke, cpu, gpu, seed"),
+        ("cpu", {"epoch": 3}, "'epoch'"),
+        ("cpu", {"detector.depth": 3}, "'detector.depth'"),
+        ("cpu", {"epochs.deep": 3}, "'epochs.deep'"),
+        ("cpu", {"epochs": 0}, "epochs"),
+        ("cpu", {"detector.architecture": "yolo"}, "resnet18_fpn"),
+    ],
+)
+def test_a_wrong_value_is_named(preset: str, overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        resolve_config(load_settings(), preset, overrides)
+
+
+def test_equal_recipes_have_equal_hashes() -> None:
+    settings = load_settings()
+    same = resolve_config(settings, "cpu", {"epochs": PRESETS["cpu"].epochs})
+    assert same.hash() == PRESETS["cpu"].hash()
+    assert resolve_config(settings, "cpu", {"seed": 1}).hash() != same.hash()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("epochs=3", 3), ("learning_rate=0.01", 0.01), ("flip=false", False), ("clip_norm=", None)],
+)
+def test_an_override_has_the_type_that_it_looks_like(text: str, expected: object) -> None:
+    assert parse_override(text)[1] == expected
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", ""])
+def test_what_is_no_override_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="key=value"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize("text", ["epochs=[", "epochs=a: b: c"])
+def test_a_value_that_is_no_yaml_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="epochs"):
+        parse_override(text)
