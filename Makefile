@@ -22,7 +22,7 @@ help: ## List the targets
 setup: $(STAMP) ## Make .venv with everything that the lock names
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(MAKE) --no-print-directory $(UV)
+	@test -x $(UV) || $(MAKE) --no-print-directory $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON311) .venv
 	$(UV) pip install --python $(BIN)/python --require-hashes --requirement requirements.txt
 	$(UV) pip install --python $(BIN)/python --no-deps --editable . \

@@ -56,6 +56,8 @@ def seaweedfs_service(server: SeaweedServer) -> Service:
         environment={
             "PATH": os.defpath,
             "HOME": str(server.folder),
+            # Its components talk over sockets there, which nobody removes after a kill.
+            "TMPDIR": str(server.sockets),
             # Go hands memory back to the system beyond this; it is not a hard limit.
             "GOMEMLIMIT": "300MiB",
         },

@@ -26,6 +26,8 @@ from gun_detection.storage import Storage
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from gun_detection.database.models import ModelVersion
+
 _TEMPLATE = "migrated_template"
 _numbers = count(1)
 
@@ -195,3 +197,31 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no pictures in {folder}: set TEST_DATA_DIR to the folder that has them")
     return folder
+
+
+@pytest.fixture
+def publish_model(
+    settings: Settings, storage: Storage, session: "Session"
+) -> "Callable[[int], ModelVersion]":
+    """Publishes a small detector with random weights from a seed."""
+    import torch
+
+    from gun_detection.detector.architectures import DetectorConfig, build_detector
+    from gun_detection.release.registry import NewModel, publish
+
+    def make(seed: int) -> "ModelVersion":
+        detector = DetectorConfig(architecture="resnet18_fpn")
+        torch.manual_seed(seed)
+        new = NewModel(
+            model=build_detector(detector),
+            detector=detector,
+            config={"detector": detector.model_dump(mode="json")},
+            config_hash="c" * 64,
+            dataset_id=None,
+            parent_id=None,
+            threshold=0.5,
+            training={},
+        )
+        return publish(new, settings, storage, session)
+
+    return make

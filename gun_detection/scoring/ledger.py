@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -90,7 +90,9 @@ def claim_shard(shard_id: int, settings: Settings, *, take_over: bool = False) -
         shard.lease_until = now + timedelta(seconds=settings.shard_lease_seconds)
         run = session.get_one(ScoringRun, shard.run_id)
         done = select(LedgerEntry.upload_id).where(
-            LedgerEntry.model_id == run.model_id, LedgerEntry.upload_id.in_(shard.upload_ids)
+            LedgerEntry.model_id == run.model_id,
+            LedgerEntry.upload_id.in_(shard.upload_ids),
+            or_(LedgerEntry.reason.is_(None), LedgerEntry.reason.not_in(GONE)),
         )
         left = select(Upload).where(Upload.id.in_(shard.upload_ids), Upload.id.not_in(done))
         uploads = list(session.scalars(left.order_by(Upload.id)))

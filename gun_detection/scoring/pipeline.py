@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gun_detection.database import open_session
 from gun_detection.database.models import Upload
@@ -63,7 +63,7 @@ def score_shard(
     with SandboxedDecoder(settings) as decoder:
         worker = _Worker(lease, decoder, predictor, settings)
         for batch in _batches(lease.uploads, settings, storage):
-            outcomes = [worker.outcome(upload, read) for upload, read in batch]
+            outcomes = worker.outcomes(batch)
             write_outcomes(lease, outcomes, settings)
             done += len(outcomes)
             scored += sum(outcome.reason is None for outcome in outcomes)
@@ -114,7 +114,20 @@ class _Worker:
     predictor: Predictor
     settings: Settings
 
-    def outcome(self, upload: Upload, read: "Future[bytes]") -> Outcome:
+    def outcomes(self, batch: list[tuple[Upload, "Future[bytes]"]]) -> list[Outcome]:
+        """One for each upload; copies within the batch, not in the ledger yet, are inferred once."""
+        found: list[Outcome] = []
+        by_bytes: dict[str, Outcome] = {}
+        for upload, read in batch:
+            outcome = self._outcome(upload, read, by_bytes)
+            found.append(outcome)
+            if outcome.sha256 and outcome.reason is None:
+                by_bytes.setdefault(outcome.sha256, outcome)
+        return found
+
+    def _outcome(
+        self, upload: Upload, read: "Future[bytes]", by_bytes: dict[str, Outcome]
+    ) -> Outcome:
         try:
             data = read.result()
         except GunDetectionError as error:
@@ -122,6 +135,8 @@ class _Worker:
                 raise
             return _quarantine(upload, None, error)
         sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 in by_bytes:
+            return replace(by_bytes[sha256], upload_id=upload.id, decode_ms=0.0, inference_ms=0.0)
         earlier = self._earlier(upload, sha256)
         if earlier is not None:
             return earlier

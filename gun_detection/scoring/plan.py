@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TypeVar
 
 from sqlalchemy import exists, func, or_, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
 from gun_detection.database.models import LedgerEntry, ModelVersion, ScoringRun, Shard, Upload
@@ -145,7 +145,7 @@ def _unscored(session: Session, bucket: str, prefix: str, model_id: str) -> list
     newest = (
         select(Upload.id)
         .where(Upload.bucket == bucket, Upload.key.startswith(prefix, autoescape=True))
-        .distinct(Upload.key)
+        .ext(distinct_on(Upload.key))
         .order_by(Upload.key, Upload.uploaded_at.desc(), Upload.id.desc())
         .subquery()
     )

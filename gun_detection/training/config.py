@@ -96,13 +96,11 @@ def resolve_config(
     if settings.initial_weights is not None:
         changes["initial_weights"] = settings.initial_weights
     for key, value in (changes | (overrides or {})).items():
-        target: dict[str, Any] = values
+        target: Any = values
         *parents, last = key.split(".")
         for parent in parents:
-            target = target.get(parent, {})
-            if not isinstance(target, dict):
-                target = {}
-        if last not in target:
+            target = target.get(parent) if isinstance(target, dict) else None
+        if not isinstance(target, dict) or last not in target:
             raise SettingsError(f"unknown training value {key!r}: see `gun-detection train --help`")
         target[last] = value
     try:

@@ -10,13 +10,6 @@ from embedded import config
 from embedded.config import PlatformError, Ports, check_port, load_platform, remember_ports
 
 
-@pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "platform"
-    monkeypatch.setenv("PLATFORM_DIR", str(folder))
-    return folder
-
-
 def test_a_platform_keeps_its_credentials_and_nobody_else_reads_them(directory: Path) -> None:
     first, second = load_platform(), load_platform()
     assert first == second
@@ -28,6 +21,7 @@ def test_a_platform_keeps_its_credentials_and_nobody_else_reads_them(directory: 
 
 
 def test_two_platforms_share_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "_LONGEST_SOCKET_PATH", 4096)
     secrets = []
     for name in ("one", "two"):
         monkeypatch.setenv("PLATFORM_DIR", str(tmp_path / name))

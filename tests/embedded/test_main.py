@@ -14,9 +14,9 @@ from embedded.config import REPOSITORY, Ports, port_variable
 
 
 @pytest.fixture
-def variables(tmp_path: Path) -> dict[str, str]:
+def variables(directory: Path) -> dict[str, str]:
     ports = {port_variable(name): str(port) for name, port in asdict(Ports.free()).items()}
-    return dict(os.environ) | ports | {"PLATFORM_DIR": str(tmp_path / "platform")}
+    return dict(os.environ) | ports | {"PLATFORM_DIR": str(directory)}
 
 
 def _run(variables: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -38,6 +38,7 @@ def test_a_stopped_platform_is_not_healthy_and_stops_again(variables: dict[str, 
     assert (down.returncode, down.stdout) == (0, "Nothing was running.\n")
 
 
+@pytest.mark.usefixtures("purged")
 def test_a_taken_port_is_one_clear_line(variables: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
@@ -49,7 +50,7 @@ def test_a_taken_port_is_one_clear_line(variables: dict[str, str]) -> None:
     )
 
 
-def test_the_environment_is_for_a_shell(variables: dict[str, str], tmp_path: Path) -> None:
+def test_the_environment_is_for_a_shell(variables: dict[str, str], directory: Path) -> None:
     exports = _run(variables, "env").stdout
     script = f"{exports}\necho $GUN_DETECTION_HOME; echo $AIRFLOW_HOME; command -v airflow"
     done = subprocess.run(
@@ -60,8 +61,8 @@ def test_the_environment_is_for_a_shell(variables: dict[str, str], tmp_path: Pat
         env={"PATH": ""},
     )
     assert done.stdout.splitlines() == [
-        str(tmp_path / "platform" / "home"),
-        str(tmp_path / "platform" / "airflow"),
+        str(directory / "home"),
+        str(directory / "airflow"),
         str(Path(sys.executable).with_name("airflow")),
     ]
 
@@ -85,8 +86,8 @@ def test_an_unknown_component_is_refused(variables: dict[str, str]) -> None:
     assert "webserver" in done.stderr
 
 
-def test_a_purge_deletes_the_state(variables: dict[str, str], tmp_path: Path) -> None:
+def test_a_purge_deletes_the_state(variables: dict[str, str], directory: Path) -> None:
     _run(variables, "status")
-    assert (tmp_path / "platform").exists()
+    assert directory.exists()
     assert _run(variables, "down", "--purge").returncode == 0
-    assert not (tmp_path / "platform").exists()
+    assert not directory.exists()

@@ -27,14 +27,12 @@ class RunningPlatform:
 @pytest.fixture(scope="session")
 def platform() -> Iterator[RunningPlatform]:
     """Started once (about half a minute); it ends with this process, even when it is killed."""
-    with (
-        tempfile.TemporaryDirectory(prefix="gun-detection-platform-") as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("PLATFORM_DIR", str(Path(folder) / "platform"))
-        for name, port in asdict(Ports.free()).items():
-            patch.setenv(port_variable(name), str(port))
-        stack = Stack(load_platform())
+    with tempfile.TemporaryDirectory(prefix="gun-detection-platform-") as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PLATFORM_DIR", str(Path(folder) / "platform"))
+            for name, port in asdict(Ports.free()).items():
+                patch.setenv(port_variable(name), str(port))
+            stack = Stack(load_platform())
         try:
             stack.up(nullcontext, attached=True)
             with stack.airflow() as airflow:

@@ -1,0 +1,73 @@
+"""Every DAG file parses, quickly importable things only, and says what it is for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedded.config import REPOSITORY
+
+DAGS = REPOSITORY / "dags"
+FILES = [*sorted(DAGS.glob("*.py")), *sorted((REPOSITORY / "plugins").glob("*.py"))]
+HEAVY = ("torch", "torchvision", "cv2", "boto3", "pandas", "numpy")
+
+_PARSE = """
+import json, sys, warnings
+sys.path.insert(0, {folder!r})
+warnings.simplefilter("ignore")
+import airflow.sdk
+# What Airflow itself loads for its first asset, once per process, is not the files' doing.
+airflow.sdk.Asset("any", uri="any://thing")
+before = set(sys.modules)
+import runpy
+runpy.run_path({file!r})
+print(json.dumps(sorted({{name.split(".")[0] for name in set(sys.modules) - before}})))
+"""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_parsing_imports_nothing_heavy(file: Path) -> None:
+    code = _PARSE.format(folder=str(DAGS), file=str(file))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    imported = ran.stdout.strip().splitlines()[-1]
+    assert not [name for name in HEAVY if f'"{name}"' in imported]
+
+
+_DAGS = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {folder!r})
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag({folder!r})
+print(json.dumps({{
+    "errors": {{str(k): str(v) for k, v in bag.import_errors.items()}},
+    "dags": {{
+        dag.dag_id: {{
+            "doc": dag.doc_md, "tags": sorted(dag.tags), "active": dag.max_active_runs,
+            "catchup": dag.catchup, "params": sorted(dag.params),
+            "undocumented": [t.task_id for t in dag.tasks if not t.python_callable.__doc__],
+            "retries": [t.retries for t in dag.tasks],
+            "pools": {{t.task_id: t.pool for t in dag.tasks}},
+        }} for dag in bag.dags.values()
+    }},
+}}))
+"""
+
+
+def test_the_dags_are_complete() -> None:
+    code = _DAGS.format(folder=str(DAGS))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout.strip().splitlines()[-1])
+    assert found["errors"] == {}
+    assert sorted(found["dags"]) == ["ingest_dataset", "retrain", "score_uploads"]
+    for dag_id, dag in found["dags"].items():
+        assert dag["doc"], dag_id
+        assert "gun-detection" in dag["tags"]
+        assert (dag["active"], dag["catchup"]) == (1, False)
+        assert dag["undocumented"] == []
+        assert min(dag["retries"]) > 0
+    assert found["dags"]["retrain"]["pools"]["train"] == "gpu"
+    assert found["dags"]["score_uploads"]["params"] == ["bucket", "prefix", "threshold"]
