@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from embedded.config import HOST, PlatformError, Ports, write_private
+from embedded.config import HOST, PlatformError, Ports, port_variable, write_private
 from embedded.processes import Service
 
 PORTS = (
@@ -23,6 +23,7 @@ PORTS = (
     "seaweedfs_admin",
     "seaweedfs_admin_grpc",
 )
+_SOCKETS = Path("/tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,6 @@ def seaweedfs_service(server: SeaweedServer) -> Service:
         environment={
             "PATH": os.defpath,
             "HOME": str(server.folder),
-            # Its components talk over sockets there, which nobody removes after a kill.
-            "TMPDIR": str(server.sockets),
             # Go hands memory back to the system beyond this; it is not a hard limit.
             "GOMEMLIMIT": "300MiB",
         },
@@ -95,6 +94,24 @@ def _options(server: SeaweedServer, identities: Path) -> list[str]:
         f"-admin.port={ports.seaweedfs_admin}",
         f"-admin.port.grpc={ports.seaweedfs_admin_grpc}",
     ]
+
+
+def check_sockets(server: SeaweedServer) -> None:
+    """Raise `PlatformError` for a socket in the way that this user cannot replace.
+
+    The components of the server meet at fixed paths, which a killed server leaves behind.
+    """
+    for name in PORTS:
+        if not name.endswith("_grpc"):
+            continue
+        component = name.removeprefix("seaweedfs_").removesuffix("_grpc")
+        socket = _SOCKETS / f"seaweedfs-{component}-grpc-{getattr(server.ports, name)}.sock"
+        if socket.exists() and os.geteuid() not in (0, socket.stat().st_uid):
+            raise PlatformError(
+                f"{socket} belongs to another user: delete it, "
+                f"or set {port_variable(name)} to another port",
+                reason="SOCKET_TAKEN",
+            )
 
 
 def answers(server: SeaweedServer) -> bool:

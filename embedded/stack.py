@@ -171,6 +171,7 @@ class Stack:
         else:
             changed = self.supervisor.update()
         states = self.supervisor.states()
+        seaweedfs.check_sockets(self.seaweedfs)
         for service in self._services():
             if service.name not in states or states[service.name].state not in ALIVE:
                 for name in service.ports:

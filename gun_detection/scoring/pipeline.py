@@ -115,7 +115,7 @@ class _Worker:
     settings: Settings
 
     def outcomes(self, batch: list[tuple[Upload, "Future[bytes]"]]) -> list[Outcome]:
-        """One for each upload; copies within the batch, not in the ledger yet, are inferred once."""
+        """One for each upload; copies within the batch are inferred once, as those before it."""
         found: list[Outcome] = []
         by_bytes: dict[str, Outcome] = {}
         for upload, read in batch:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +41,36 @@ def platform() -> Iterator[RunningPlatform]:
         finally:
             stack.down()
             stack.purge()
+
+
+# A few steps: this is about the loop, not about the detector.
+QUICK = {"preset": "smoke", "overrides": {"max_steps": 2}, "min_ap50": 0.0}
+
+
+def run(platform: RunningPlatform, dag_id: str, conf: dict[str, Any]) -> dict[str, Any]:
+    """What each task of a finished run returned; "skipped" for those that were."""
+    platform.airflow.wait_for_dag(dag_id)
+    run_id = platform.airflow.trigger(dag_id, conf)
+    state = platform.airflow.wait(dag_id, run_id, timeout=600)
+    tasks = platform.airflow.task_instances(dag_id, run_id)
+    logs = "".join(
+        platform.airflow.task_log(dag_id, run_id, task["task_id"], attempt=task["try_number"])
+        for task in tasks
+        if task["state"] == "failed" and task["map_index"] < 0
+    )
+    assert state == "success", logs[-3000:]
+    results: dict[str, Any] = {"run_id": run_id}
+    for task in tasks:
+        if task["state"] == "skipped":
+            results[task["task_id"]] = "skipped"
+        elif task["map_index"] < 0:
+            results[task["task_id"]] = platform.airflow.xcom(dag_id, run_id, task["task_id"])
+    return results
+
+
+@pytest.fixture(scope="session")
+def champion(platform: RunningPlatform) -> dict[str, Any]:
+    """The results of the first ingest and retrain, after which there is a champion."""
+    ingested = run(platform, "ingest_dataset", {"source": "synthetic:80:3"})["ingest"]
+    trained = run(platform, "retrain", QUICK | {"dataset_id": ingested["dataset_id"]})
+    return {"ingest": ingested, **trained}

@@ -1,0 +1,69 @@
+"""Servers and the scheduler are killed in the middle of a scoring run; the run finishes."""
+
+import os
+import signal
+import time
+
+import pytest
+from sqlalchemy import text
+
+from embedded.config import PlatformError
+from gun_detection.database import open_session
+from gun_detection.datasets.synthetic import upload_pictures
+from gun_detection.errors import TransientError
+from gun_detection.storage import Storage
+from tests.integration.conftest import RunningPlatform
+
+pytestmark = pytest.mark.airflow
+
+PICTURES = 160
+
+
+def outcomes(platform: RunningPlatform, prefix: str) -> list[tuple[str, int]]:
+    with open_session(platform.settings) as session:
+        rows = session.execute(
+            text(
+                "SELECT u.key, COUNT(l.id) FROM upload u LEFT JOIN ledger l ON l.upload_id = u.id "
+                "WHERE u.key LIKE :prefix GROUP BY u.key"
+            ),
+            {"prefix": prefix + "%"},
+        )
+        return [(row.key, row.count) for row in rows]
+
+
+def wait_for_outcomes(platform: RunningPlatform, prefix: str) -> None:
+    """Return when the run is in the middle: some pictures have an outcome and some have none."""
+    deadline = time.monotonic() + 120
+    while not any(count for _, count in outcomes(platform, prefix)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("victim", ["postgres", "seaweedfs", "scheduler"])
+def test_a_scoring_run_survives_a_kill(
+    platform: RunningPlatform, victim: str, champion: dict[str, object]
+) -> None:
+    storage, bucket = Storage(platform.settings), platform.settings.uploads_bucket
+    prefix = f"kill-{victim}/"
+    pictures = upload_pictures(PICTURES, seed=sum(victim.encode()))
+    for picture in pictures:
+        storage.put(bucket, prefix + picture.name, picture.data)
+    run_id = platform.airflow.trigger("score_uploads", {"prefix": prefix})
+    wait_for_outcomes(platform, prefix)
+    os.kill(platform.stack.supervisor.states()[victim].pid, signal.SIGKILL)
+    assert wait(platform, run_id) == "success"
+    assert sorted(outcomes(platform, prefix)) == sorted((prefix + p.name, 1) for p in pictures)
+
+
+def wait(platform: RunningPlatform, run_id: str) -> str:
+    """The final state; the API itself may be away for a while."""
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline:
+        try:
+            return platform.airflow.wait("score_uploads", run_id, timeout=60)
+        except TransientError:
+            time.sleep(1)
+        except PlatformError as error:
+            if error.reason != "TIMEOUT":
+                raise
+    return "timeout"

@@ -1,0 +1,180 @@
+"""Once round the whole loop in a real Airflow: the three DAGs, on real servers."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from sqlalchemy import text
+
+from embedded.config import PlatformError
+from gun_detection.database import open_session
+from gun_detection.datasets.synthetic import upload_pictures
+from gun_detection.storage import Storage
+from tests.integration.conftest import QUICK, RunningPlatform, run
+
+pytestmark = pytest.mark.airflow
+
+
+def query(platform: RunningPlatform, statement: str) -> list[Any]:
+    with open_session(platform.settings) as session:
+        return list(session.execute(text(statement)).all())
+
+
+def turned(data: bytes) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def test_the_dags_have_no_import_errors(platform: RunningPlatform) -> None:
+    platform.airflow.wait_for_dag("score_uploads")
+    assert platform.airflow.import_errors() == []
+
+
+def test_a_candidate_is_trained_measured_judged_and_promoted(
+    platform: RunningPlatform, champion: dict[str, Any]
+) -> None:
+    model = champion["train"]["model_id"]
+    assert champion["evaluate_candidate"]["model_id"] == model
+    assert champion["evaluate_candidate"]["images"] == champion["ingest"]["holdout_images"]
+    assert champion["gate"]["passed"]
+    assert champion["promote"]["champion_id"] == model
+    [row] = query(platform, "SELECT model_id, actor FROM current_champion")
+    assert row.model_id == model
+    assert champion["run_id"] in row.actor
+
+
+def test_the_same_again_is_skipped_with_the_reason(
+    platform: RunningPlatform, champion: dict[str, Any]
+) -> None:
+    dataset = champion["ingest"]["dataset_id"]
+    assert (
+        run(platform, "ingest_dataset", {"source": "synthetic:80:3"})["ingest"]["created"] is False
+    )
+    again = run(platform, "retrain", QUICK | {"dataset_id": dataset})
+    assert again["promote"] == "skipped"
+    log = platform.airflow.task_log("retrain", again["run_id"], "check_need")
+    assert "neither data nor configuration changed" in log
+    assert len(query(platform, "SELECT 1 FROM promotion")) == 1
+
+
+def test_a_rejected_candidate_leaves_the_champion_and_the_run_green(
+    platform: RunningPlatform, champion: dict[str, Any]
+) -> None:
+    conf = QUICK | {
+        "dataset_id": champion["ingest"]["dataset_id"],
+        "overrides": {"max_steps": 1, "seed": 7},
+        "min_ap50": 1.0,
+    }
+    rejected = run(platform, "retrain", conf)
+    assert rejected["gate"]["passed"] is False
+    assert rejected["promote"] == "skipped"
+    log = platform.airflow.task_log("retrain", rejected["run_id"], "promote")
+    assert "is rejected" in log
+    [row] = query(platform, "SELECT model_id FROM current_champion")
+    assert row.model_id == champion["train"]["model_id"]
+
+
+def test_every_upload_gets_one_outcome(platform: RunningPlatform, champion: dict[str, Any]) -> None:
+    storage, bucket = Storage(platform.settings), platform.settings.uploads_bucket
+    pictures = upload_pictures(6, seed=9)
+    good = pictures[0].data
+    odd = {"cut.jpg": good[: len(good) // 2], "words.jpg": b"words", "turned.jpg": turned(good)}
+    for name, data in ({p.name: p.data for p in pictures} | odd).items():
+        storage.put(bucket, f"loop/{name}", data)
+    scored = run(platform, "score_uploads", {"prefix": "loop/"})["finish"]
+    assert (scored["scored"], scored["quarantined"]) == (7, 2)
+    assert scored["reasons"] == {"NOT_IMAGE": 1, "TRUNCATED": 1}
+    before = query(platform, "SELECT * FROM ledger ORDER BY id")
+    again = run(platform, "score_uploads", {"prefix": "loop/"})
+    assert again["finish"]["planned"] == 0
+    assert query(platform, "SELECT * FROM ledger ORDER BY id") == before
+    sizes = query(
+        platform,
+        "SELECT key, width, height FROM current_outcomes "
+        "WHERE key IN ('loop/turned.jpg', 'loop/upload-9-0000.jpg')",
+    )
+    assert len({(row.width, row.height) for row in sizes}) == 1, "EXIF orientation is applied"
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "conf"),
+    [
+        ("score_uploads", {"threshold": 2}),
+        ("score_uploads", {"prefix": 5}),
+        ("retrain", {"preset": "fast"}),
+        ("retrain", {"min_ap50": "much"}),
+    ],
+)
+def test_a_bad_value_is_refused_when_triggered(
+    platform: RunningPlatform, dag_id: str, conf: dict[str, Any]
+) -> None:
+    with pytest.raises(PlatformError) as caught:
+        platform.airflow.trigger(dag_id, conf)
+    assert caught.value.reason == "HTTP_400"
+
+
+def test_a_bucket_that_is_not_there_fails_at_once_and_says_so(
+    platform: RunningPlatform, champion: dict[str, Any]
+) -> None:
+    run_id = platform.airflow.trigger("score_uploads", {"bucket": "no-such-bucket"})
+    assert platform.airflow.wait("score_uploads", run_id) == "failed"
+    tasks = platform.airflow.task_instances("score_uploads", run_id)
+    assert {t["task_id"]: t["try_number"] for t in tasks}["plan"] == 1
+    assert "no-such-bucket" in platform.airflow.task_log("score_uploads", run_id, "plan")
+
+
+def test_reports_are_linked_and_shown_to_those_who_signed_in(
+    platform: RunningPlatform, champion: dict[str, Any]
+) -> None:
+    links = platform.airflow.request(
+        "GET",
+        f"/dags/retrain/dagRuns/{champion['run_id']}/taskInstances/evaluate_candidate/links",
+    )["extra_links"]
+    report = champion["evaluate_candidate"]["report_url"]
+    assert links["Report"] == report
+    with platform.stack.airflow("viewer") as viewer:
+        token = {"Authorization": f"Bearer {viewer.token()}"}
+    base = report.partition("evaluations/")[0]
+    with httpx.Client(trust_env=False) as client:
+        assert client.get(report).status_code == 401
+        page = client.get(report, headers=token)
+        assert (page.status_code, "AP50" in page.text) == (200, True)
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        dataset = champion["ingest"]["report_url"]
+        assert client.get(dataset, headers=token).status_code == 200
+        model = champion["train"]["model_id"]
+        for path in (
+            f"models/{model}/model.json",
+            "evaluations/none/none.html",
+            "evaluations/../models/x.html",
+        ):
+            assert client.get(base + path, headers=token).status_code == 404
+        for path in ("docs", "openapi.json"):
+            url = f"{platform.airflow.url}/gun-detection/{path}"
+            assert client.get(url, headers=token).status_code == 404
+
+
+@pytest.mark.seed
+def test_the_loop_goes_round_on_real_pictures(
+    platform: RunningPlatform, champion: dict[str, Any], shared_data: Path
+) -> None:
+    ingested = run(platform, "ingest_dataset", {"source": str(shared_data / "guns-seed")})["ingest"]
+    assert (ingested["files"], ingested["duplicates"], ingested["clipped_boxes"]) == (333, 31, 1)
+    trained = run(platform, "retrain", QUICK | {"dataset_id": ingested["dataset_id"]})
+    assert trained["evaluate_candidate"]["images"] == ingested["holdout_images"]
+    assert trained["evaluate_champion"]["dataset_id"] == ingested["dataset_id"]
+    storage, bucket = Storage(platform.settings), platform.settings.uploads_bucket
+    files = sorted((shared_data / "guns-seed" / "Images").iterdir())[:8]
+    for file in files:
+        storage.put(bucket, f"real/{file.name}", file.read_bytes())
+    scored = run(platform, "score_uploads", {"prefix": "real/"})["finish"]
+    assert (scored["scored"], scored["quarantined"]) == (8, 0)
+    [row] = query(platform, "SELECT COUNT(*) AS boxes FROM detection")
+    assert row.boxes > 0
