@@ -30,8 +30,8 @@ def test_a_socket_that_another_user_left_is_named(
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(path)
-    monkeypatch.setattr(os, "geteuid", lambda: os.stat(path).st_uid)
+    monkeypatch.setattr(os, "geteuid", lambda: Path(path).stat().st_uid)
     seaweedfs.check_sockets(servers.seaweedfs)
-    monkeypatch.setattr(os, "geteuid", lambda: os.stat(path).st_uid + 1)
-    with pytest.raises(PlatformError, match="belongs to another user: .*PLATFORM_S3_GRPC_PORT"):
+    monkeypatch.setattr(os, "geteuid", lambda: Path(path).stat().st_uid + 1)
+    with pytest.raises(PlatformError, match=r"belongs to another user: .*PLATFORM_S3_GRPC_PORT"):
         seaweedfs.check_sockets(servers.seaweedfs)

@@ -1,0 +1,61 @@
+"""Take the README's pictures from the running platform (after `make demo`).
+
+    python docs/screenshots.py [FOLDER]
+
+Needs a Chromium at /usr/bin/chromium, or at CHROMIUM.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from embedded.config import load_platform
+from embedded.stack import Stack
+
+SIZE = {"width": 1440, "height": 810}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images")
+    folder.mkdir(parents=True, exist_ok=True)
+    stack = Stack(load_platform())
+    with stack.airflow() as airflow, sync_playwright() as playwright:
+        runs = [
+            run["dag_run_id"]
+            for run in airflow.dag_runs("retrain")
+            if any(
+                task["task_id"] == "promote" and task["state"] == "success"
+                for task in airflow.task_instances("retrain", run["dag_run_id"])
+            )
+        ]
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        page = browser.new_page(viewport=SIZE)
+        page.goto(f"{airflow.url}/auth/login")
+        page.get_by_label("Username").fill("admin")
+        page.locator("input[type=password]").fill(stack.platform.credentials.passwords["admin"])
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url("**/")
+        shoot(page, f"{airflow.url}/dags", folder / "dags.png")
+        if runs:
+            shoot(page, f"{airflow.url}/dags/retrain/runs/{runs[-1]}", folder / "retrain.png")
+        page.goto(f"{airflow.url}/dags/score_uploads")
+        page.get_by_role("button", name="Trigger").click()
+        page.wait_for_timeout(2000)
+        page.screenshot(path=folder / "trigger.png")
+        browser.close()
+
+
+def shoot(page: Page, url: str, path: Path) -> None:
+    page.goto(url)
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=path)
+
+
+if __name__ == "__main__":
+    main()

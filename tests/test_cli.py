@@ -1,0 +1,166 @@
+"""The command line: the loop by hand, JSON on standard output alone, errors in one line."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gun_detection.cli import main
+from gun_detection.datasets.synthetic import upload_pictures
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs the program here; (exit code, standard output, standard error)."""
+    logger = logging.getLogger("gun_detection")
+    before = logger.handlers[:], logger.level, logger.propagate
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gun-detection", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        for handler in logger.handlers:
+            handler.close()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    yield run
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+def ok(result: tuple[int, str, str]) -> Any:
+    code, output, errors = result
+    assert code == 0, errors
+    return json.loads(output)
+
+
+def test_the_loop_by_hand(cli: Run, settings: Settings, storage: Storage, tmp_path: Path) -> None:
+    assert "There is no model version yet." in cli("models")[1]
+    dataset = ok(cli("ingest", "synthetic:60:1", "--json"))
+    assert dataset["created"] is True
+    assert ok(cli("ingest", "synthetic:60:1", "--json"))["created"] is False
+    trained = ok(cli("train", "--preset", "smoke", "--set", "max_steps=1", "--json"))
+    model = trained["model_id"]
+    again = cli("train", "--preset", "smoke", "--set", "max_steps=1", "--json")
+    assert ok(again) == trained | {"created": False}
+    metrics = ok(cli("evaluate", model, "--json"))
+    assert metrics["images"] == dataset["holdout_images"]
+
+    code, _, errors = cli("promote", model)
+    assert (code, "has not passed the gate" in errors) == (1, True)
+    assert ok(cli("gate", model, "--min-ap50", 1, "--json"))["passed"] is False
+    assert cli("promote", model)[0] == 1
+    assert ok(cli("gate", model, "--min-ap50", 0, "--json"))["passed"] is True
+    assert ok(cli("promote", model, "--json"))["champion_id"] == model
+    code, _, errors = cli("rollback", "--reason", "a test")
+    assert (code, "first champion" in errors) == (1, True)
+
+    for picture in upload_pictures(3, seed=1):
+        storage.put(settings.uploads_bucket, picture.name, picture.data)
+    storage.put(settings.uploads_bucket, "words.jpg", b"words")
+    summary = ok(cli("score", "--json"))
+    assert (summary["scored"], summary["quarantined"]) == (3, 1)
+    assert ok(cli("score", "--json"))["planned"] == 0
+
+    assert [row["champion"] for row in ok(cli("models", "--json"))] == [True]
+    assert [row["dataset"] for row in ok(cli("datasets", "--json"))] == [dataset["dataset_id"]]
+    assert all(check["ok"] for check in ok(cli("doctor", "--json")))
+
+
+def test_a_file_is_evaluated_and_used_without_a_database(
+    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gun_detection.datasets.synthetic import draw_pictures
+    from gun_detection.detector.architectures import DetectorConfig, build_detector
+    from gun_detection.detector.weights import serialize
+
+    monkeypatch.setenv("GUN_DETECTION_HOME", str(tmp_path / "home"))
+    config = DetectorConfig(architecture="resnet18_fpn")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(serialize(build_detector(config), config)[0])
+    folder = tmp_path / "guns"
+    (folder / "Images").mkdir(parents=True)
+    (folder / "Labels").mkdir()
+    for number, picture in enumerate(draw_pictures(5, seed=2)):
+        (folder / "Images" / f"{number}.jpeg").write_bytes(picture.data)
+        rows = [" ".join(str(round(v)) for v in box) for box in picture.boxes]
+        (folder / "Labels" / f"{number}.txt").write_text("\n".join([str(len(rows)), *rows]))
+    (folder / "Images" / "9.jpeg").write_bytes(b"words")
+    (folder / "Labels" / "9.txt").write_text("0")
+    found = ok(cli("evaluate", weights, "--folder", folder, "--json"))
+    assert {"ap", "ap50", "ap75", "false_positives_per_negative"} <= set(found)
+    assert (found["images"], found["negatives"]) == (5, 1)
+    assert found["rejected"] == {"NOT_IMAGE": 1}
+
+    picture_file, broken = folder / "Images" / "0.jpeg", folder / "Images" / "9.jpeg"
+    code, output, _ = cli(
+        "predict", picture_file, broken, "--model", weights, "--out", tmp_path / "o", "--json"
+    )
+    document = json.loads(output)
+    assert code == 1, "a picture that could not be looked at is not passed over"
+    assert document["review"] == "unreviewed"
+    assert "error" in document["images"][1]
+    assert [file.name for file in (tmp_path / "o").iterdir()] == ["0001-0.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["frobnicate"], 2, "No such command"),
+        (["evaluate"], 2, "Missing argument"),
+        (["evaluate", "champion", "--split", "train"], 2, "holdout or validation"),
+        (["score", "--threshold", "2"], 2, "Invalid value for"),
+        (["ingest", "synthetic:many"], 2, "synthetic:200:0"),
+        (["train", "--preset", "fast"], 2, "choose from smoke, cpu, gpu, seed"),
+        (["train", "--set", "epochs"], 2, "key=value"),
+        (["train"], 1, "there is no data set yet"),
+        (["score"], 1, "there is no champion yet"),
+        (["evaluate", "no-such-model"], 1, "gun-detection datasets|there is no"),
+        (["evaluate", "/nowhere.pth", "--folder", "/tmp"], 1, "no weights file"),
+        (["ingest", "/nowhere"], 1, "does not exist"),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(
+    cli: Run, settings: Settings, arguments: list[str], code: int, message: str
+) -> None:
+    found, output, errors = cli(*arguments)
+    assert found == code
+    assert output == ""
+    assert any(part in " ".join(errors.split()) for part in message.split("|"))
+    assert "Traceback" not in errors
+
+
+def test_an_error_with_json_is_json_too(cli: Run, settings: Settings) -> None:
+    code, output, _ = cli("score", "--json")
+    assert (code, json.loads(output)["error"]["reason"]) == (1, "NO_CHAMPION")
+
+
+def test_an_unknown_variable_stops_every_command(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUN_DETECTION_THRESHHOLD", "1")
+    code, _, errors = cli("models")
+    assert (code, "GUN_DETECTION_THRESHHOLD" in errors) == (2, True)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['gun-detection', '--help']\n"
+        "from gun_detection.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'sqlalchemy', 'boto3', 'numpy', 'cv2'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
