@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, Param, dag, task
+from airflow.sdk import CronTriggerTimetable, Param, TriggerRule, dag, task
 from orchestration import (
     CHAMPION,
     DEFAULT_ARGS,
@@ -113,8 +113,10 @@ def retrain() -> None:
         return stages.evaluate(load_settings(), trained["model_id"], trained["dataset_id"])
 
     @task(pool="gpu")
-    def evaluate_champion(trained: dict[str, Any]) -> dict[str, Any] | None:
-        """Measure the champion on the same holdout; nothing to do where there is none yet."""
+    def evaluate_champion(trained: dict[str, Any]) -> dict[str, Any]:
+        """Measure the champion on the same holdout; skipped where there is none yet."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
         from gun_detection import stages
         from gun_detection.errors import NotFoundError
         from gun_detection.settings import load_settings
@@ -124,15 +126,11 @@ def retrain() -> None:
         except NotFoundError as error:
             if error.reason != "NO_CHAMPION":
                 raise
-            print("There is no champion yet: the candidate has only the floor to pass.")
-            return None
+            raise AirflowSkipException("no champion yet: there is only the floor to pass") from None
 
-    @task
-    def gate(
-        trained: dict[str, Any],
-        evaluations: list[dict[str, Any] | None],
-        params: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    # A skipped champion is no reason to skip the gate; a skipped training is.
+    @task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+    def gate(trained: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
         """Judge the candidate and record the decision with its reasons."""
         from gun_detection import stages
         from gun_detection.settings import load_settings
@@ -168,7 +166,9 @@ def retrain() -> None:
 
     trained = train(check_need())
     candidate, champion = evaluate_candidate(trained), evaluate_champion(trained)
-    promote(gate(trained, [candidate, champion]))
+    decision = gate(trained)
+    [candidate, champion] >> decision
+    promote(decision)
     trained.operator.operator_extra_links = (TensorBoardLink(),)
     candidate.operator.operator_extra_links = (ReportLink(),)
     champion.operator.operator_extra_links = (ReportLink(),)
