@@ -45,7 +45,10 @@ looked at it.
             description="Empty for the uploads bucket.",
         ),
         "prefix": Param(
-            "", type="string", title="Prefix", description="Only keys that start with this."
+            None,
+            type=["null", "string"],
+            title="Prefix",
+            description="Only keys that start with this; empty for all.",
         ),
         "threshold": Param(
             None,
@@ -70,7 +73,7 @@ def score_uploads() -> None:
         return stages.plan_scoring(
             load_settings(),
             params["bucket"],
-            params["prefix"],
+            params["prefix"] or "",
             params["threshold"],
             run_id=f"airflow:{run_id}",
         )

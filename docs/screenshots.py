@@ -42,7 +42,10 @@ def main() -> None:
         page.wait_for_url("**/")
         shoot(page, f"{airflow.url}/dags", folder / "dags.png")
         if runs:
-            shoot(page, f"{airflow.url}/dags/retrain/runs/{runs[-1]}", folder / "retrain.png")
+            page.goto(f"{airflow.url}/dags/retrain/runs/{runs[-1]}")
+            page.get_by_role("button", name="Graph").click()
+            page.wait_for_timeout(2000)
+            page.screenshot(path=folder / "retrain.png")
         page.goto(f"{airflow.url}/dags/score_uploads")
         page.get_by_role("button", name="Trigger").click()
         page.wait_for_timeout(2000)

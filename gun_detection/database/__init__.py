@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from gun_detection.errors import SchemaError, ServiceUnavailableError, SettingsError
@@ -38,10 +38,11 @@ def _engine(url: str) -> Engine:
     )
 
     @event.listens_for(engine, "handle_error")
-    def _name_the_remedy(context: object) -> None:
+    def _name_the_remedy(context: ExceptionContext) -> None:
         # Retrying is decided by type, so a lost server must not look like a programming error.
-        original = getattr(context, "original_exception", None)
-        if _is_transient(original):
+        original = context.original_exception
+        # A stale connection of the pool is replaced without anyone noticing.
+        if not context.is_pre_ping and _is_transient(original):
             raise ServiceUnavailableError(
                 f"PostgreSQL at {engine.url.host}:{engine.url.port or 5432} cannot be used now "
                 f"({str(original).strip().splitlines()[0]})"

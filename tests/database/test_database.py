@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -74,6 +74,18 @@ def test_a_connection_that_breaks_is_transient_and_rolls_back(settings: Settings
         work()
     with open_session(settings) as session:
         assert session.scalar(text("SELECT to_regclass('half_done')")) is None
+
+
+def test_a_restarted_server_is_not_noticed_by_the_next_session(settings: Settings) -> None:
+    with open_session(settings) as session:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+    # From outside the pool, so that only its idle connection is lost.
+    assert settings.database_url is not None
+    outside = create_engine(settings.database_url.get_secret_value(), poolclass=NullPool)
+    with outside.connect() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    with open_session(settings) as session:
+        assert session.scalar(text("SELECT 1")) == 1
 
 
 @pytest.mark.parametrize("table", ["promotion", "review"])
