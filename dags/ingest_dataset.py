@@ -10,7 +10,7 @@ DOC = """
 
 Reads a source, checks every picture and box, and stores what is good as an **immutable data set
 version** with train, validation and holdout splits. What was refused is listed in the report, with
-a reason each; open it by the *Report* button of the `ingest` task.
+a reason each; open it by the *Report* button on the *Details* tab of the `ingest` task.
 
 Running it again on the same data changes nothing and says so.
 

@@ -21,8 +21,8 @@ data nor the recipe changed since the last candidate. Candidate and champion are
 same frozen holdout; **gate** says what was compared and with which result; only a candidate that
 passes becomes champion. A rejection is a result: the run stays green and **promote** is skipped.
 
-The *Report* button of the evaluation tasks opens the numbers and the worst pictures, the
-*TensorBoard* button of **train** the curves.
+The *Report* button on the *Details* tab of the evaluation tasks opens the numbers and the worst
+pictures, the *TensorBoard* button of **train** the curves.
 """
 
 
