@@ -157,10 +157,10 @@ class Airflow:
     def task_log(
         self, dag_id: str, run_id: str, task_id: str, *, attempt: int = 1, map_index: int = -1
     ) -> str:
-        """The log of one attempt as lines of text."""
+        """The log of one attempt as lines of text, with the messages of its errors."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
         content = self.request("GET", path, params={"map_index": map_index})["content"]
-        return "\n".join(str(line.get("event", line)) for line in content)
+        return "\n".join(_log_line(line) for line in content)
 
     def xcom(
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
@@ -200,6 +200,15 @@ class Airflow:
                 f"Airflow at {self.url} answered {response.status_code} to {method} {path}"
             )
         return response
+
+
+def _log_line(line: Any) -> str:
+    """What a person reads of one structured line: the event, why it was skipped, what failed."""
+    if not isinstance(line, dict):
+        return str(line)
+    errors = [f"{e.get('exc_type')}: {e.get('exc_value')}" for e in line.get("error_detail") or []]
+    parts = [line.get("event"), line.get("reason"), *errors]
+    return " ".join(str(part) for part in parts if part)
 
 
 def _content(response: httpx.Response) -> Any:
