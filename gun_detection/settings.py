@@ -4,7 +4,6 @@
 """
 
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Self
 
@@ -177,12 +176,6 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
-
-
-@lru_cache(maxsize=1)
-def get_settings() -> Settings:
-    """The settings of this process, read at the first call."""
-    return load_settings()
 
 
 def _explain(error: ValidationError) -> str:

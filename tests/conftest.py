@@ -20,7 +20,7 @@ from embedded import postgres, seaweedfs
 from embedded.config import REPOSITORY, Ports
 from embedded.processes import Service, start_service, stop_service
 from gun_detection.errors import ServiceUnavailableError
-from gun_detection.settings import Settings, get_settings, load_settings
+from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
 
 if TYPE_CHECKING:
@@ -135,7 +135,6 @@ def settings(
     for name, value in servers.variables(database, *buckets).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GUN_DETECTION_HOME", str(tmp_path / "home"))
-    get_settings.cache_clear()
     loaded = load_settings()
     name = sql.Identifier(database)
     with postgres.administer(servers.postgres) as cursor:
@@ -144,7 +143,6 @@ def settings(
     for bucket in buckets:
         _make_bucket(Storage(loaded), bucket)
     yield loaded
-    get_settings.cache_clear()
     with postgres.administer(servers.postgres) as cursor:
         cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
     _delete_buckets(servers)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
+from gun_detection.datasets.torch_dataset import collate
 from gun_detection.detector.inference import Detections, Predictor
 from gun_detection.errors import TrainingError
 from gun_detection.evaluation.metrics import compute_metrics
@@ -71,7 +72,7 @@ def fit(
         train,  # type: ignore[arg-type]
         batch_size=config.batch_size,
         shuffle=True,
-        collate_fn=_collate,
+        collate_fn=collate,
         generator=torch.Generator().manual_seed(config.seed),
     )
     augment = torch.Generator().manual_seed(config.seed + 1)
@@ -182,7 +183,7 @@ def _validation_loss(
     with torch.no_grad():
         for start in range(0, len(validation), config.batch_size):
             stop = min(start + config.batch_size, len(validation))
-            images, targets = _collate([validation[i] for i in range(start, stop)])
+            images, targets = collate([validation[i] for i in range(start, stop)])
             moved = [{k: v.to(device) for k, v in t.items() if k != "image_id"} for t in targets]
             parts = model([i.to(device).float().div_(255.0) for i in images], moved)
             losses.append(float(sum(parts.values())))
@@ -224,11 +225,6 @@ def _rate(config: TrainingConfig, step: int, steps: int) -> float:
         return 1.0
     done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def _collate(items: list[tuple[Tensor, Target]]) -> Batch:
-    images, targets = zip(*items, strict=True)
-    return list(images), list(targets)
 
 
 def _augmented(batch: Batch, config: TrainingConfig, generator: torch.Generator) -> Batch:
