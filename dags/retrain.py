@@ -38,8 +38,9 @@ pictures, the *TensorBoard* button of **train** the curves.
             None,
             type=["null", "string"],
             enum=[None, "smoke", "cpu", "gpu", "seed"],
+            values_display={"null": "as configured"},
             title="Preset",
-            description="Named recipe; empty for the configured one.",
+            description="Named recipe.",
         ),
         "overrides": Param(
             {},

@@ -1,6 +1,5 @@
 """`make demo`: once round the whole loop in the real Airflow, and one table of what came of it."""
 
-import io
 import os
 import time
 from collections.abc import Callable
@@ -8,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,7 +17,7 @@ from embedded.config import PlatformError
 from embedded.stack import Report, Stack
 from gun_detection.database import open_session
 from gun_detection.datasets.manifest import image_key, load_manifest
-from gun_detection.datasets.synthetic import upload_pictures
+from gun_detection.datasets.synthetic import hold_on_side, upload_pictures
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -138,23 +136,12 @@ def _upload(settings: Settings, dataset_id: str, *, drawn: bool) -> None:
     odd = {
         "corrupt.jpg": good[: len(good) // 2],
         "notes.jpg": b"These are only words, whatever the name says.\n",
-        "rotated.jpg": _rotated(good),
+        "rotated.jpg": hold_on_side(good),
     }
     for name, content in (pictures | odd).items():
         storage.put_if_absent(
             settings.uploads_bucket, PREFIX + name, content, content_type="image/jpeg"
         )
-
-
-def _rotated(data: bytes) -> bytes:
-    """The same picture as a camera held on its side stores it: turned, with an EXIF note."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        turned = image.transpose(Image.Transpose.ROTATE_90)
-        turned.save(buffer, "JPEG", quality=92, exif=exif)
-    return buffer.getvalue()
 
 
 def _table(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from gun_detection.datasets.labels import Boxes, to_boxes
 
@@ -53,6 +53,17 @@ def upload_pictures(count: int, seed: int) -> list[Picture]:
         guns = index % 3 != 1
         pictures.append(_draw(f"upload-{seed}-{index:04d}.jpg", [seed, index, 1], guns))
     return pictures
+
+
+def hold_on_side(data: bytes) -> bytes:
+    """The same picture as a camera held on its side stores it: turned, with an EXIF note."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        turned = image.transpose(Image.Transpose.ROTATE_90)
+        turned.save(buffer, "JPEG", quality=_QUALITY, exif=exif)
+    return buffer.getvalue()
 
 
 def draw_picture(index: int, seed: int) -> Picture:

@@ -2,13 +2,13 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
 from sqlalchemy import func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
@@ -133,27 +133,33 @@ def finish_shard(lease: Lease, settings: Settings) -> None:
 
 
 def earlier_detections(
-    session: Session, sha256: str, model_id: str
-) -> tuple[LedgerEntry, Detections] | None:
-    """What the same model found in the same bytes before."""
-    entry = session.scalar(
+    session: Session, digests: Collection[str], model_id: str
+) -> dict[str, tuple[LedgerEntry, Detections]]:
+    """What the same model found in the same bytes before, by sha256."""
+    entries = session.scalars(
         select(LedgerEntry)
         .where(
-            LedgerEntry.sha256 == sha256,
+            LedgerEntry.sha256.in_(digests),
             LedgerEntry.model_id == model_id,
             LedgerEntry.outcome == "scored",
         )
-        .order_by(LedgerEntry.id)
-        .limit(1)
-    )
-    if entry is None:
-        return None
+        .ext(distinct_on(LedgerEntry.sha256))
+        .order_by(LedgerEntry.sha256, LedgerEntry.id)
+    ).all()
+    rows: dict[int, list[tuple[float, ...]]] = {entry.id: [] for entry in entries}
     columns = (Detection.x1, Detection.y1, Detection.x2, Detection.y2, Detection.score)
-    rows = session.execute(
-        select(*columns).where(Detection.ledger_id == entry.id).order_by(Detection.id)
-    )
-    values = np.array([tuple(row) for row in rows], dtype=np.float32).reshape(-1, 5)
-    return entry, Detections(values[:, :4], values[:, 4])
+    for ledger_id, *values in session.execute(
+        select(Detection.ledger_id, *columns)
+        .where(Detection.ledger_id.in_(rows))
+        .order_by(Detection.id)
+    ):
+        rows[ledger_id].append(tuple(values))
+    found = {}
+    for entry in entries:
+        table = np.array(rows[entry.id], dtype=np.float32).reshape(-1, 5)
+        assert entry.sha256 is not None
+        found[entry.sha256] = entry, Detections(table[:, :4], table[:, 4])
+    return found
 
 
 def summarize_run(session: Session, run_id: str) -> RunSummary:

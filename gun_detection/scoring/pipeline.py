@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Self
 
 from gun_detection.database import open_session
-from gun_detection.database.models import Upload
-from gun_detection.detector.inference import Predictor
-from gun_detection.errors import (
-    GunDetectionError,
-    ImageError,
-)
+from gun_detection.database.models import LedgerEntry, Upload
+from gun_detection.detector.inference import Detections, Predictor
+from gun_detection.errors import GunDetectionError, ImageError
 from gun_detection.images import SandboxedDecoder
 from gun_detection.scoring.ledger import (
     GONE,
@@ -115,64 +113,70 @@ class _Worker:
     settings: Settings
 
     def outcomes(self, batch: list[tuple[Upload, "Future[bytes]"]]) -> list[Outcome]:
-        """One for each upload; copies within the batch are inferred once, as those before it."""
-        found: list[Outcome] = []
-        by_bytes: dict[str, Outcome] = {}
-        for upload, read in batch:
-            outcome = self._outcome(upload, read, by_bytes)
-            found.append(outcome)
-            if outcome.sha256 and outcome.reason is None:
-                by_bytes.setdefault(outcome.sha256, outcome)
-        return found
+        """One for each upload; bytes that this model has seen before are inferred once."""
+        read = [_Read.of(upload, future) for upload, future in batch]
+        digests = {item.sha256 for item in read if item.sha256}
+        with open_session(self.settings) as session:
+            known = earlier_detections(session, digests, self.lease.model_id)
+        by_bytes = {sha256: _repeated(entry, found) for sha256, (entry, found) in known.items()}
+        return [self._outcome(item, by_bytes) for item in read]
 
-    def _outcome(
-        self, upload: Upload, read: "Future[bytes]", by_bytes: dict[str, Outcome]
-    ) -> Outcome:
-        try:
-            data = read.result()
-        except GunDetectionError as error:
-            if error.reason not in _UNREADABLE:
-                raise
-            return _quarantine(upload, None, error)
-        sha256 = hashlib.sha256(data).hexdigest()
-        if sha256 in by_bytes:
-            return replace(by_bytes[sha256], upload_id=upload.id, decode_ms=0.0, inference_ms=0.0)
-        earlier = self._earlier(upload, sha256)
-        if earlier is not None:
-            return earlier
+    def _outcome(self, item: "_Read", by_bytes: dict[str, Outcome]) -> Outcome:
+        if item.error is not None:
+            return _quarantine(item.upload, None, item.error)
+        if item.sha256 in by_bytes:
+            return replace(by_bytes[item.sha256], upload_id=item.upload.id)
         start = time.perf_counter()
         try:
-            pixels = self.decoder.decode(data).pixels
+            pixels = self.decoder.decode(item.data).pixels
         except ImageError as error:
-            return _quarantine(upload, sha256, error)
+            return _quarantine(item.upload, item.sha256, error)
         decoded = time.perf_counter()
         [found] = self.predictor([pixels])
-        return Outcome(
-            upload_id=upload.id,
-            sha256=sha256,
+        outcome = Outcome(
+            upload_id=item.upload.id,
+            sha256=item.sha256,
             detections=found,
             width=pixels.shape[1],
             height=pixels.shape[0],
             decode_ms=(decoded - start) * 1000,
             inference_ms=(time.perf_counter() - decoded) * 1000,
         )
+        by_bytes[item.sha256] = replace(outcome, decode_ms=0.0, inference_ms=0.0)
+        return outcome
 
-    def _earlier(self, upload: Upload, sha256: str) -> Outcome | None:
-        """The outcome of the same bytes under another key: they are inferred once."""
-        with open_session(self.settings) as session:
-            known = earlier_detections(session, sha256, self.lease.model_id)
-        if known is None:
-            return None
-        entry, found = known
-        return Outcome(
-            upload_id=upload.id,
-            sha256=sha256,
-            detections=found,
-            width=entry.width,
-            height=entry.height,
-            decode_ms=0.0,
-            inference_ms=0.0,
-        )
+
+@dataclass(frozen=True)
+class _Read:
+    """The bytes of an upload with their sha256, or why they could not be read."""
+
+    upload: Upload
+    data: bytes = b""
+    sha256: str = ""
+    error: GunDetectionError | None = None
+
+    @classmethod
+    def of(cls, upload: Upload, future: "Future[bytes]") -> Self:
+        try:
+            data = future.result()
+        except GunDetectionError as error:
+            if error.reason not in _UNREADABLE:
+                raise
+            return cls(upload, error=error)
+        return cls(upload, data, hashlib.sha256(data).hexdigest())
+
+
+def _repeated(entry: LedgerEntry, found: Detections) -> Outcome:
+    """The outcome of bytes that were scored before, under whatever key."""
+    return Outcome(
+        upload_id=entry.upload_id,
+        sha256=entry.sha256,
+        detections=found,
+        width=entry.width,
+        height=entry.height,
+        decode_ms=0.0,
+        inference_ms=0.0,
+    )
 
 
 def _quarantine(upload: Upload, sha256: str | None, error: GunDetectionError) -> Outcome:

@@ -24,13 +24,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with its shards. `listed` counts objects, `planned` those of this run, `left_over`
-    those that wait for the next one."""
+    """A run with its shards. `planned` counts its uploads, `left_over` those that wait for the
+    next one."""
 
     run_id: str
     model_id: str
     threshold: float
-    listed: int
     planned: int
     left_over: int
     shard_ids: list[int]
@@ -87,7 +86,7 @@ def plan_run(
         model.id,
         run.left_over,
     )
-    return _plan(run, [shard.id for shard in shards], listed)
+    return _plan(run, [shard.id for shard in shards])
 
 
 def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
@@ -98,11 +97,11 @@ def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 def _recall(session: Session, run: ScoringRun) -> Plan:
     shards = session.scalars(select(Shard.id).where(Shard.run_id == run.id).order_by(Shard.number))
-    return _plan(run, list(shards), run.planned)
+    return _plan(run, list(shards))
 
 
-def _plan(run: ScoringRun, shard_ids: list[int], listed: int) -> Plan:
-    return Plan(run.id, run.model_id, run.threshold, listed, run.planned, run.left_over, shard_ids)
+def _plan(run: ScoringRun, shard_ids: list[int]) -> Plan:
+    return Plan(run.id, run.model_id, run.threshold, run.planned, run.left_over, shard_ids)
 
 
 def _record_uploads(session: Session, objects: Iterable[StoredObject]) -> int:
@@ -119,12 +118,11 @@ def _record_uploads(session: Session, objects: Iterable[StoredObject]) -> int:
             }
             for item in page
         ]
+        statement = insert(Upload).values(rows)
+        # Overwritten bytes that were restored have a new time, too.
+        again = {"last_seen_at": func.now(), "uploaded_at": statement.excluded.uploaded_at}
         session.execute(
-            insert(Upload)
-            .values(rows)
-            .on_conflict_do_update(
-                index_elements=["bucket", "key", "etag"], set_={"last_seen_at": func.now()}
-            )
+            statement.on_conflict_do_update(index_elements=["bucket", "key", "etag"], set_=again)
         )
         count += len(page)
     return count
@@ -141,12 +139,12 @@ def _unscored(session: Session, bucket: str, prefix: str, model_id: str) -> list
             LedgerEntry.created_at >= Upload.last_seen_at,
         ),
     )
-    # Versions that were overwritten since are gone: only the newest of a key can be read.
+    # Versions that were overwritten since are gone: only the one that was last listed can be read.
     newest = (
         select(Upload.id)
         .where(Upload.bucket == bucket, Upload.key.startswith(prefix, autoescape=True))
         .ext(distinct_on(Upload.key))
-        .order_by(Upload.key, Upload.uploaded_at.desc(), Upload.id.desc())
+        .order_by(Upload.key, Upload.last_seen_at.desc(), Upload.id.desc())
         .subquery()
     )
     rows = session.scalars(

@@ -1,17 +1,15 @@
 """Once round the whole loop in a real Airflow: the three DAGs, on real servers."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 from sqlalchemy import text
 
 from embedded.config import PlatformError
 from gun_detection.database import open_session
-from gun_detection.datasets.synthetic import upload_pictures
+from gun_detection.datasets.synthetic import hold_on_side, upload_pictures
 from gun_detection.storage import Storage
 from tests.integration.conftest import QUICK, RunningPlatform, run
 
@@ -31,15 +29,6 @@ def outcomes(platform: RunningPlatform, prefix: str) -> dict[tuple[str, str | No
         f"WHERE key LIKE '{prefix}%' GROUP BY outcome, reason",
     )
     return {(row.outcome, row.reason): row.total for row in rows}
-
-
-def turned(data: bytes) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.transpose(Image.Transpose.ROTATE_90).save(buffer, "JPEG", exif=exif)
-    return buffer.getvalue()
 
 
 def test_the_dags_have_no_import_errors(platform: RunningPlatform) -> None:
@@ -95,7 +84,11 @@ def test_every_upload_gets_one_outcome(platform: RunningPlatform, champion: dict
     storage, bucket = Storage(platform.settings), platform.settings.uploads_bucket
     pictures = upload_pictures(6, seed=9)
     good = pictures[0].data
-    odd = {"cut.jpg": good[: len(good) // 2], "words.jpg": b"words", "turned.jpg": turned(good)}
+    odd = {
+        "cut.jpg": good[: len(good) // 2],
+        "words.jpg": b"words",
+        "turned.jpg": hold_on_side(good),
+    }
     for name, data in ({p.name: p.data for p in pictures} | odd).items():
         storage.put(bucket, f"loop/{name}", data)
     run(platform, "score_uploads", {"prefix": "loop/"})
@@ -108,7 +101,7 @@ def test_every_upload_gets_one_outcome(platform: RunningPlatform, champion: dict
     sizes = query(
         platform,
         "SELECT key, width, height FROM current_outcomes "
-        "WHERE key IN ('loop/turned.jpg', 'loop/upload-9-0000.jpg')",
+        "WHERE key IN ('loop/held.jpg', 'loop/upload-9-0000.jpg')",
     )
     assert len({(row.width, row.height) for row in sizes}) == 1, "EXIF orientation is applied"
 
