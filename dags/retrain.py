@@ -89,8 +89,13 @@ def retrain() -> None:
         return need
 
     @task(pool="gpu", execution_timeout=timedelta(hours=24))
-    def train(need: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Train on the data set and keep the best epoch as a candidate."""
+    def train(
+        need: dict[str, Any], params: dict[str, Any] | None = None, ti: Any = None
+    ) -> dict[str, Any]:
+        """Train on the data set and keep the best epoch as a candidate.
+
+        A retry goes on from the last checkpoint of the attempt before.
+        """
         from gun_detection import stages
         from gun_detection.settings import load_settings
 
@@ -101,8 +106,13 @@ def retrain() -> None:
             need["dataset_id"],
             params["preset"],
             params["overrides"],
-            lambda now: log(now.step, now.steps, f", epoch {now.epoch}, loss {now.loss:.3f}"),
+            lambda now: log(
+                now.step,
+                now.steps,
+                f", epoch {now.epoch}, loss {now.loss:.3f}, {now.images_per_second:.1f} images/s",
+            ),
             again=params["force"],
+            resume=not params["force"] or ti.try_number > 1,
         )
 
     @task(pool="gpu")

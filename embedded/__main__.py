@@ -19,7 +19,7 @@ from embedded.config import load_platform
 from embedded.environment import owned_environment, program_folder
 from embedded.stack import Stack
 from embedded.supervision import NAME as SUPERVISOR
-from gun_detection.errors import GunDetectionError
+from gun_detection.errors import GunDetectionError, explain_os_error
 
 app = typer.Typer(
     help="The whole platform on this machine, without containers.",
@@ -170,6 +170,9 @@ def main() -> None:
         app()
     except GunDetectionError as error:
         console.print(f"error: {error.message}", style="red", markup=False)
+        sys.exit(1)
+    except OSError as error:
+        console.print(f"error: {explain_os_error(error)}", style="red", markup=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -257,7 +257,12 @@ def private_folder(folder: Path) -> None:
 
 
 def write_private(path: Path, text: str, *, keep: bool = False) -> None:
-    """Write a file that only this user can read, whole or not at all; `keep` one that is there."""
+    """Write a file that only this user can read, whole or not at all; `keep` one that is there.
+
+    A file that says so already is left alone: looking at a platform works on a full disk, too.
+    """
+    if path.is_file() and path.stat().st_mode & 0o077 == 0 and path.read_text() == text:
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w") as file:

@@ -186,7 +186,7 @@ def _model_rows(row: Callable[[str, str], None], retrain: Run) -> None:
     row("candidate", f"{trained['model_id']}, threshold {trained['threshold']:.2f}")
     row("", f"holdout AP50 {_number(metrics['ap50'])}, AP {_number(metrics['ap'])}")
     alarms = _number(metrics["false_positives_per_negative"])
-    row("", f"{alarms} false positives per gun-free picture ({metrics['negatives']} pictures)")
+    row("", f"false positives per gun-free picture {alarms} ({metrics['negatives']} pictures)")
     decision = retrain.results["gate"]
     row("gate", decision["explanation"].partition(" ")[2])
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gun_detection import __version__
-from gun_detection.errors import GunDetectionError, SettingsError
+from gun_detection.errors import GunDetectionError, SettingsError, explain_os_error
 from gun_detection.logs import configure_logging
 from gun_detection.settings import Settings, load_settings
 
@@ -51,6 +51,7 @@ Overrides = Annotated[
 Model = Annotated[
     str, typer.Argument(help="`champion`, a model version, or a .safetensors or .pth file.")
 ]
+Split = Annotated[str, typer.Option(help="holdout or validation.")]
 Version = Annotated[str, typer.Argument(help="A model version; see `gun-detection models`.")]
 Reason = Annotated[str, typer.Option(help="Why; goes into the promotion log.")]
 Threshold = Annotated[
@@ -109,6 +110,10 @@ def train(
     overrides: Overrides = None,
     dataset: Dataset = None,
     again: Annotated[bool, typer.Option(help="Train although this was trained before.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--restart", help="Go on with a training that was interrupted."),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Train a candidate on a data set version."""
@@ -124,6 +129,7 @@ def train(
             changes,
             lambda now: advance(now.step, now.steps),
             again=again,
+            resume=resume,
         )
     text = "Trained" if result["created"] else "Trained before:"
     _show(result, as_json, f"{text} {result['model_id']}.")
@@ -136,23 +142,25 @@ def evaluate(
         Path | None, typer.Option(help="Evaluate on this labelled folder or archive instead.")
     ] = None,
     dataset: Dataset = None,
-    split: Annotated[str, typer.Option(help="holdout or validation.")] = "holdout",
+    split: Split = "holdout",
     threshold: Threshold = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model: average precision, false positives, precision and recall."""
-    if split not in ("holdout", "validation"):
-        raise typer.BadParameter("take holdout or validation", param_hint="--split")
+    _check_split(split)
     if folder is None:
         from gun_detection import stages
 
-        _show(stages.evaluate(_settings(), model, dataset, split), as_json)  # type: ignore[arg-type]
+        with _progress("evaluate", as_json) as advance:
+            row = stages.evaluate(_settings(), model, dataset, split, advance)  # type: ignore[arg-type]
+        _show_metrics(row, as_json)
         return
+    from gun_detection.detector.inference import EVALUATION_FLOOR
     from gun_detection.evaluation.evaluate import evaluate_folder
     from gun_detection.storage import Storage
 
     settings = _settings()
-    name, predictor, limit = _open_model(model, settings, 0.001)
+    name, predictor, limit = _open_model(model, settings, EVALUATION_FLOOR)
     with _progress("evaluate", as_json) as advance:
         result = evaluate_folder(
             predictor,
@@ -162,7 +170,49 @@ def evaluate(
             Storage(settings),
             advance,
         )
-    _show({"model": name, **result.metrics.model_dump(), "rejected": result.rejected}, as_json)
+    document = {
+        "model": name,
+        **result.metrics.model_dump(mode="json"),
+        "milliseconds_per_image": result.milliseconds_per_image,
+        "rejected": result.rejected,
+    }
+    _show_metrics(document, as_json)
+
+
+@app.command()
+def compare(
+    first: Version,
+    second: Version,
+    dataset: Dataset = None,
+    split: Split = "holdout",
+    as_json: AsJson = False,
+) -> None:
+    """Compare two model versions on the same pictures; a difference is clear when its interval
+    leaves zero out."""
+    from gun_detection import stages
+
+    _check_split(split)
+    result = stages.compare(_settings(), first, second, dataset, split)  # type: ignore[arg-type]
+    if as_json:
+        _show(result, as_json)
+    else:
+        _show_rows(result["differences"], as_json, "")
+
+
+@app.command()
+def threshold(
+    model: Version,
+    target: Annotated[str, typer.Option(help="fppi, precision, f1 or fixed.")] = "fppi",
+    value: Annotated[
+        float, typer.Option(min=0, help="False positives per gun-free picture, or precision.")
+    ] = 0.05,
+    dataset: Dataset = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the threshold of a model for a target, on the validation pictures."""
+    from gun_detection import stages
+
+    _show(stages.threshold(_settings(), model, target, value, dataset), as_json)
 
 
 @app.command()
@@ -383,8 +433,7 @@ def main() -> None:
     except GunDetectionError as error:
         _fail(error.message, error.reason, 1)
     except OSError as error:
-        # A full disk, a missing right: the system's own words say what and where.
-        _fail(str(error), "OS_ERROR", 1)
+        _fail(explain_os_error(error), "OS_ERROR", 1)
 
 
 def _fail(message: str, reason: str, code: int) -> None:
@@ -392,6 +441,11 @@ def _fail(message: str, reason: str, code: int) -> None:
         print(json.dumps({"error": {"reason": reason, "message": message}}))
     err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
     raise SystemExit(code)
+
+
+def _check_split(split: str) -> None:
+    if split not in ("holdout", "validation"):
+        raise typer.BadParameter("take holdout or validation", param_hint="--split")
 
 
 def _settings() -> Settings:
@@ -434,6 +488,22 @@ def _show(document: Mapping[str, Any], as_json: bool, headline: str | None = Non
     for name, value in document.items():
         if not isinstance(value, list | dict) or not headline:
             table.add_row(name.replace("_", " "), escape(_text(value)))
+    out.print(table)
+
+
+def _show_metrics(document: Mapping[str, Any], as_json: bool) -> None:
+    """Numbers with their 95 % intervals; slices and the like are in the report."""
+    if as_json:
+        print(json.dumps(document))
+        return
+    intervals = document["intervals"]
+    table = Table("", "value", "95 % interval", box=None, pad_edge=False)
+    numbers = {k: v for k, v in document.items() if not isinstance(v, list | dict)}
+    numbers |= {f"recall_at_fppi_{k}": v for k, v in document["recall_at_fppi"].items()}
+    for name, value in numbers.items():
+        span = intervals.get(name)
+        text = f"{span[0]:.3f} to {span[1]:.3f}" if span else ""
+        table.add_row(name.replace("_", " "), escape(_text(value)), text)
     out.print(table)
 
 

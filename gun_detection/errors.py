@@ -19,6 +19,8 @@
 Every error carries `reason`, a stable upper-case code for rows, logs and alerts.
 """
 
+import errno
+
 
 class GunDetectionError(Exception):
     """Base of all errors that this package raises on purpose.
@@ -99,3 +101,11 @@ class ReleaseError(TerminalError):
 
 class FailureBudgetError(TerminalError):
     default_reason = "FAILURE_BUDGET"
+
+
+def explain_os_error(error: OSError) -> str:
+    """One line for a person: the system's own words, and what to do about a full disk."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the disk is full{where}: free some space and do this again; what was stored stays"
+    return str(error)

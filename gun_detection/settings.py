@@ -103,6 +103,23 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the detector runs; `auto` takes a GPU when there is one."
     )
+    training_processes: int | None = Field(
+        None,
+        gt=0,
+        description="Processes that train one model together; unset: one for each GPU, "
+        "one on a CPU.",
+    )
+    training_workers: int | None = Field(
+        None,
+        ge=0,
+        description="Processes that read training pictures, for each training process; unset: up "
+        "to 8 beside a GPU, none on a CPU.",
+    )
+    pixel_cache_gb: float = Field(
+        20.0,
+        ge=0,
+        description="Largest size of the cache of decoded training pictures in `HOME`, in GB.",
+    )
 
     # Gate
     gate_min_ap50: float = Field(
@@ -160,6 +177,14 @@ class Settings(BaseSettings):
     @property
     def tensorboard_dir(self) -> Path:
         return self.home / "tensorboard"
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables that give a child process these settings, secrets included."""
+        values = {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in self
+        }
+        return {PREFIX + name.upper(): str(v) for name, v in values.items() if v is not None}
 
 
 def load_settings() -> Settings:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from gun_detection.database import open_session
 from gun_detection.database.models import Evaluation, GateDecision, ModelVersion, ScoringRun, Shard
-from gun_detection.errors import NotFoundError, ReleaseError
+from gun_detection.errors import NotFoundError, ReleaseError, SettingsError
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -73,8 +73,12 @@ def train(
     on_progress: "Callable[[Progress], None]" = lambda _: None,
     *,
     again: bool = False,
+    resume: bool = True,
 ) -> Json:
-    """Train a candidate; the model of an earlier training of the same is it, unless `again`."""
+    """Train a candidate; the model of an earlier training of the same is it, unless `again`.
+
+    A training that was interrupted goes on where it was, unless not to `resume`.
+    """
     from gun_detection.training.config import resolve_config
     from gun_detection.training.train import find_trained, latest_dataset
     from gun_detection.training.train import train as train_model
@@ -85,7 +89,9 @@ def train(
         model = None if again else find_trained(session, dataset_id, config)
     created = model is None
     if model is None:
-        model = train_model(dataset_id, config, settings, Storage(settings), on_progress)
+        model = train_model(
+            dataset_id, config, settings, Storage(settings), on_progress, resume=resume
+        )
     history = model.training["history"]
     return {
         "model_id": model.id,
@@ -94,12 +100,17 @@ def train(
         "threshold": model.threshold,
         "validation_ap50": max((row["validation_ap50"] for row in history), default=None),
         "seconds": model.training["wall_seconds"],
+        "events": model.training["events"],
         "tensorboard_url": tensorboard_url(settings, model.training["tensorboard_run"]),
     }
 
 
 def evaluate(
-    settings: Settings, model: str, dataset_id: str | None = None, split: "Split" = "holdout"
+    settings: Settings,
+    model: str,
+    dataset_id: str | None = None,
+    split: "Split" = "holdout",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Json:
     """Measure a model version on a data set's frozen split (the newest by default)."""
     from gun_detection.evaluation.evaluate import evaluate_version
@@ -109,8 +120,75 @@ def evaluate(
     with open_session(settings) as session:
         dataset_id = dataset_id or latest_dataset(session).id
         version = get_model(session, model)
-        row = evaluate_version(version, dataset_id, settings, Storage(settings), session, split)
+        storage = Storage(settings)
+        row = evaluate_version(version, dataset_id, settings, storage, session, split, progress)
         return _evaluation(row, settings)
+
+
+def compare(
+    settings: Settings,
+    first: str,
+    second: str,
+    dataset_id: str | None = None,
+    split: "Split" = "holdout",
+) -> Json:
+    """Two model versions on the same pictures, with the interval of each difference."""
+    from gun_detection.evaluation.compare import compare as compare_samples
+    from gun_detection.evaluation.evaluate import evaluate_version, load_samples
+    from gun_detection.release.registry import get_model
+    from gun_detection.training.train import latest_dataset
+
+    storage = Storage(settings)
+    with open_session(settings) as session:
+        dataset_id = dataset_id or latest_dataset(session).id
+        versions = [get_model(session, name) for name in (first, second)]
+        rows = [
+            evaluate_version(v, dataset_id, settings, storage, session, split) for v in versions
+        ]
+    samples = [load_samples(row, settings, storage).items for row in rows]
+    thresholds = versions[0].threshold, versions[1].threshold
+    differences = compare_samples(samples[0], samples[1], thresholds)
+    return {
+        "first": versions[0].id,
+        "second": versions[1].id,
+        "dataset_id": dataset_id,
+        "split": split,
+        "differences": [
+            item.model_dump(mode="json") | {"clear": item.clear} for item in differences
+        ],
+    }
+
+
+def threshold(
+    settings: Settings,
+    model: str,
+    kind: str,
+    value: float,
+    dataset_id: str | None = None,
+) -> Json:
+    """The threshold of a model for a target, chosen on the validation split."""
+    from pydantic import ValidationError
+
+    from gun_detection.evaluation.evaluate import evaluate_version, load_samples
+    from gun_detection.evaluation.threshold import OperatingTarget, choose_threshold
+    from gun_detection.release.registry import get_model
+    from gun_detection.training.train import latest_dataset
+
+    try:
+        target = OperatingTarget.model_validate({"kind": kind, "value": value})
+    except ValidationError as error:
+        raise SettingsError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+    storage = Storage(settings)
+    with open_session(settings) as session:
+        version = get_model(session, model)
+        dataset_id = dataset_id or version.dataset_id or latest_dataset(session).id
+        row = evaluate_version(version, dataset_id, settings, storage, session, "validation")
+    point = choose_threshold(load_samples(row, settings, storage).matched, target)
+    return {
+        "model_id": version.id,
+        "own_threshold": version.threshold,
+        **point.model_dump(mode="json"),
+    }
 
 
 def _evaluation(row: Evaluation, settings: Settings) -> Json:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
 _DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_SICK = {"500", "InternalError", "507", "InsufficientStorage"}
 _EXISTS = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 
 
@@ -248,7 +249,10 @@ class Storage:
                 raise ServiceUnavailableError(
                     f"{where} was changed while it was read", reason="OBJECT_CHANGED"
                 ) from error
-            raise ServiceUnavailableError(f"{where}: the S3 server answered {code}") from error
+            hint = "; its log says why, a full disk is a common cause" if code in _SICK else ""
+            raise ServiceUnavailableError(
+                f"{where}: the S3 server answered {code}{hint}"
+            ) from error
         except NoCredentialsError as error:
             raise SettingsError(
                 "no S3 credentials: set GUN_DETECTION_S3_ACCESS_KEY_ID and "

@@ -1,13 +1,9 @@
 """Real servers for the tests: PostgreSQL and SeaweedFS in a temporary folder, on free ports."""
 
 import os
-import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +12,9 @@ import boto3
 import pytest
 from psycopg2 import sql
 
-from embedded import postgres, seaweedfs
-from embedded.config import REPOSITORY, Ports
-from embedded.processes import Service, start_service, stop_service
-from gun_detection.errors import ServiceUnavailableError
+from embedded import postgres
+from embedded.config import REPOSITORY
+from embedded.servers import Servers, make_bucket, temporary_servers
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
 
@@ -30,25 +25,6 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "migrated_template"
 _numbers = count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """The running servers; both are empty but for what the tests make."""
-
-    postgres: postgres.PostgresServer
-    seaweedfs: seaweedfs.SeaweedServer
-
-    def variables(self, database: str, data_bucket: str, uploads_bucket: str) -> dict[str, str]:
-        """The library's environment for one database and two buckets on these servers."""
-        return {
-            "GUN_DETECTION_DATABASE_URL": self.postgres.url(database),
-            "GUN_DETECTION_S3_ENDPOINT_URL": self.seaweedfs.url,
-            "GUN_DETECTION_S3_ACCESS_KEY_ID": self.seaweedfs.access_key_id,
-            "GUN_DETECTION_S3_SECRET_ACCESS_KEY": self.seaweedfs.secret_access_key,
-            "GUN_DETECTION_DATA_BUCKET": data_bucket,
-            "GUN_DETECTION_UPLOADS_BUCKET": uploads_bucket,
-        }
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,37 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """PostgreSQL and SeaweedFS; they end with this process, even when it is killed."""
-    ports = Ports.free()
-    # Not pytest's own folder: as root, PostgreSQL runs as another user, who has to get there.
-    with tempfile.TemporaryDirectory(prefix="gun-detection-tests-") as name, ExitStack() as stack:
-        folder = Path(name)
-        folder.chmod(0o711)
-        pg = postgres.PostgresServer(
-            folder / "postgres",
-            ports.postgres,
-            secrets.token_urlsafe(16),
-            postgres.unprivileged_user(),
-            # These tests do not pull the plug.
-            options={"fsync": "off", "synchronous_commit": "off"},
-        )
-        s3 = seaweedfs.SeaweedServer(
-            folder / "seaweedfs", folder, ports, "TESTS", secrets.token_urlsafe(16)
-        )
-        postgres.prepare_folder(pg)
-        postgres.create_cluster(pg)
-        _run(stack, postgres.postgres_service(pg), folder, lambda: postgres.answers(pg))
-        _run(stack, seaweedfs.seaweedfs_service(s3), folder, lambda: seaweedfs.answers(s3))
-        yield Servers(pg, s3)
-
-
-def _run(stack: ExitStack, service: Service, folder: Path, ready: Callable[[], bool]) -> None:
-    process = start_service(service, folder)
-    stack.callback(stop_service, service, process)
-    deadline = time.monotonic() + 60
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail((folder / f"{service.name}.log").read_text()[-2000:], pytrace=False)
-        time.sleep(0.05)
+    with temporary_servers() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -141,25 +88,11 @@ def settings(
         template = sql.Identifier(migrated_template)
         cursor.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, template))
     for bucket in buckets:
-        _make_bucket(Storage(loaded), bucket)
+        make_bucket(Storage(loaded), bucket)
     yield loaded
     with postgres.administer(servers.postgres) as cursor:
         cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
     _delete_buckets(servers)
-
-
-def _make_bucket(storage: Storage, bucket: str) -> None:
-    """Right after its start the server answers before it can make buckets."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            storage.ensure_bucket(bucket)
-        except ServiceUnavailableError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
 
 
 def _delete_buckets(servers: Servers) -> None:

@@ -94,6 +94,11 @@ def _entry(content: dict[str, object]) -> Entry:
     return Entry(**content, boxes=tuple(tuple(box) for box in boxes))  # type: ignore[arg-type]
 
 
+def source_of(entry: Entry) -> str:
+    """The top folder of its path: data sets that are put together have one for each."""
+    return entry.name.partition("/")[0] if "/" in entry.name else ""
+
+
 def image_key(sha256: str) -> str:
     return f"images/{sha256[:2]}/{sha256}"
 

@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gun_detection.datasets.cache import PixelCache, write_whole
 from gun_detection.datasets.groups import Split
 from gun_detection.datasets.manifest import Entry, Manifest, image_key
 from gun_detection.errors import DatasetError
@@ -28,15 +29,25 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     index. Bytes come from `home/cache/images`, where they are put when first read; other bytes
     than the manifest's are fetched anew, and raise `DatasetError` (`SHA256_MISMATCH`) if the
     bucket holds no better.
+
+    With `side`, for training, pictures are made smaller until their longer side is at most so many
+    pixels, boxes with them, and are kept decoded (up to the setting `pixel_cache_gb`).
     """
 
     def __init__(
-        self, manifest: Manifest, split: Split, settings: Settings, storage: Storage
+        self,
+        manifest: Manifest,
+        split: Split,
+        settings: Settings,
+        storage: Storage,
+        *,
+        side: int | None = None,
     ) -> None:
         self.entries: tuple[Entry, ...] = manifest.split(split)
         self._settings = settings
         self._limits = DecodeLimits.from_settings(settings)
         self._cache = settings.home / "cache" / "images"
+        self._pixels = PixelCache(settings, side) if side else None
         self._storage = storage
         self._process = os.getpid()
 
@@ -45,14 +56,24 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         entry = self.entries[index]
-        pixels = decode(self.read(index), self._limits).pixels
+        pixels = self._decoded(index)
         boxes = torch.from_numpy(entry.box_array())
+        # Rounded sizes: the two sides are not scaled by quite the same.
+        height, width = pixels.shape[:2]
+        boxes *= torch.tensor([width / entry.width, height / entry.height] * 2)
         target = {
             "boxes": boxes,
             "labels": torch.ones(len(boxes), dtype=torch.int64),
             "image_id": torch.tensor([index % len(self.entries)], dtype=torch.int64),
         }
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous(), target
+
+    def _decoded(self, index: int) -> NDArray[np.uint8]:
+        if self._pixels is None:
+            return decode(self.read(index), self._limits).pixels
+        return self._pixels.get(
+            self.entries[index].sha256, lambda: decode(self.read(index), self._limits).pixels
+        )
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of an image, from the cache if they are there and whole."""
@@ -71,7 +92,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
                 "it was changed or damaged; delete it there and ingest the source again",
                 reason="SHA256_MISMATCH",
             )
-        _write(path, data)
+        write_whole(path, data)
         return data
 
     def _client(self) -> Storage:
@@ -86,18 +107,6 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 def _is(data: bytes, entry: Entry) -> bool:
     return len(data) == entry.size and hashlib.sha256(data).hexdigest() == entry.sha256
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, whoever else writes the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def collate(batch: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:

@@ -8,6 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
+# Average precision counts what is found with little certainty, too.
+EVALUATION_FLOOR = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Detections:

@@ -14,7 +14,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
+from gun_detection.detector.architectures import (
+    ARCHITECTURES,
+    DetectorConfig,
+    build_detector,
+    fold_batch_norm,
+)
 from gun_detection.errors import ModelError, NotFoundError
 from gun_detection.storage import Storage, parse_s3_uri
 
@@ -76,7 +81,20 @@ def initialize(
         state = _download(config, source)
     else:
         state = read_state_dict(_read(source, storage), source)
-    return _load_matching(model, config, state, source)
+    if config.norm != "folded" or not _has_batch_norm(state):
+        return _load_matching(model, config, state, source)
+    # Pretrained weights have their batch norm still: it is folded once they are loaded.
+    unfolded = config.model_copy(update={"norm": "frozen"})
+    twin = build_detector(unfolded)
+    twin.load_state_dict(model.state_dict(), strict=False)
+    taken = _load_matching(twin, unfolded, state, source)
+    fold_batch_norm(twin.backbone.body)
+    model.load_state_dict(twin.state_dict())
+    return taken
+
+
+def _has_batch_norm(state: dict[str, Tensor]) -> bool:
+    return any(name.endswith("running_mean") for name in state)
 
 
 def read_state_dict(data: bytes, name: str) -> dict[str, Tensor]:

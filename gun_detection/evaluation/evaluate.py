@@ -1,29 +1,30 @@
 """Evaluate a model version on a frozen split, or a model on a folder; with a report for people."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gun_detection.database.models import DatasetVersion, Evaluation, ModelVersion
 from gun_detection.datasets.groups import Split
-from gun_detection.datasets.manifest import load_manifest
+from gun_detection.datasets.layouts import Sample
+from gun_detection.datasets.manifest import load_manifest, source_of
 from gun_detection.datasets.sources import open_source
 from gun_detection.datasets.torch_dataset import DetectionDataset
 from gun_detection.detector.architectures import select_device
-from gun_detection.detector.inference import Detections, Predictor
+from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
 from gun_detection.errors import DatasetError, ImageError, LabelError, NotFoundError
 from gun_detection.evaluation.metrics import EVALUATOR_VERSION, Metrics, compute_metrics
-from gun_detection.evaluation.report import Picture, render_report
+from gun_detection.evaluation.report import render_report
+from gun_detection.evaluation.samples import Labelled, Samples, measure
+from gun_detection.evaluation.slices import compute_slices
 from gun_detection.images import SandboxedDecoder
 from gun_detection.release.registry import load_model
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
-from gun_detection.training.loop import predict_all
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def evaluate_version(
     storage: Storage,
     session: Session,
     split: Split = "holdout",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """The recorded evaluation of this model on this split, made now where there is none yet."""
     dataset = session.get(DatasetVersion, dataset_id)
@@ -55,31 +57,53 @@ def evaluate_version(
         return known
     manifest = load_manifest(storage, settings.data_bucket, dataset_id)
     pictures = DetectionDataset(manifest, split, settings, storage)
-    predictor = Predictor(load_model(model, settings, storage), select_device(settings.device))
-    truths, found = predict_all(predictor, pictures)
-    metrics = compute_metrics(truths, found, model.threshold)
+    device = select_device(settings.device)
+    predictor = Predictor(load_model(model, settings, storage), device, EVALUATION_FLOOR)
+    samples = measure(
+        predictor,
+        (_labelled(pictures, index) for index in range(len(pictures))),
+        lambda done: progress(done, len(pictures)),
+    )
+    groups = [sample.group for sample in samples.items]
+    metrics = compute_metrics(samples.matched, model.threshold, groups)
+    slices = compute_slices(samples.items, model.threshold)
     report = render_report(
         f"{model.id} on the {split} of {dataset.source}",
         metrics,
-        truths,
-        found,
-        lambda index: _picture(pictures, index),
+        slices,
+        samples.items,
+        lambda index: _labelled(pictures, index).pixels,
+        _notes(model, samples),
     )
-    key = f"evaluations/{model.id}/{dataset_id[:16]}-{split}-v{EVALUATOR_VERSION}.html"
-    storage.put(settings.data_bucket, key, report.encode(), content_type="text/html; charset=utf-8")
+    prefix = f"evaluations/{model.id}/{dataset_id[:16]}-{split}-v{EVALUATOR_VERSION}"
+    bucket = settings.data_bucket
+    storage.put(bucket, f"{prefix}.json", samples.to_json(), content_type="application/json")
+    key = f"{prefix}.html"
+    storage.put(bucket, key, report.encode(), content_type="text/html; charset=utf-8")
     row = Evaluation(
         model_id=model.id,
         dataset_id=dataset_id,
         holdout_id=dataset.holdout_id,
         split=split,
         evaluator_version=EVALUATOR_VERSION,
-        metrics=metrics.model_dump(),
+        metrics=metrics.model_dump(mode="json")
+        | {
+            "slices": [item.model_dump(mode="json") for item in slices],
+            "milliseconds_per_image": milliseconds(samples),
+            "device": samples.device,
+        },
         report_key=key,
     )
     session.add(row)
     session.flush()
-    logger.info("%s on the %s: %s", model.id, split, metrics)
+    logger.info("%s on the %s: AP50 %s", model.id, split, metrics.ap50)
     return row
+
+
+def load_samples(evaluation: Evaluation, settings: Settings, storage: Storage) -> Samples:
+    """The pictures of a recorded evaluation with what was found in each."""
+    key = evaluation.report_key.removesuffix(".html") + ".json"
+    return Samples.from_json(storage.get(settings.data_bucket, key))
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,7 @@ class FolderEvaluation:
 
     metrics: Metrics
     rejected: dict[str, int]
+    milliseconds_per_image: float
 
 
 def evaluate_folder(
@@ -102,29 +127,62 @@ def evaluate_folder(
 
     Every file counts, also copies of another. Raises `DatasetError` when none is usable.
     """
-    truths: list[NDArray[np.float64]] = []
-    found: list[Detections] = []
     rejected: dict[str, int] = {}
     with open_source(spec, settings, storage) as source, SandboxedDecoder(settings) as decoder:
-        for done, sample in enumerate(source, start=1):
-            progress(done, len(source))
-            try:
-                label = sample.label()
-                if isinstance(label, LabelError):
-                    raise label
-                pixels = decoder.decode(sample.read()).pixels
-            except (ImageError, LabelError) as error:
-                rejected[error.reason] = rejected.get(error.reason, 0) + 1
-                continue
-            height, width = pixels.shape[:2]
-            # Loose labels may pass the edge a little; no detection can.
-            truths.append(label.pixels(width, height).clip(0, [width, height, width, height]))
-            found += predictor([pixels])
-    if not truths:
+        total = len(source)
+
+        def usable() -> Iterator[Labelled]:
+            for done, sample in enumerate(source, start=1):
+                progress(done, total)
+                try:
+                    yield _decode(sample, decoder)
+                except (ImageError, LabelError) as error:
+                    rejected[error.reason] = rejected.get(error.reason, 0) + 1
+
+        samples = measure(predictor, usable())
+    if not samples.items:
         raise DatasetError(f"{spec}: no usable picture in it ({rejected or 'it is empty'})")
-    return FolderEvaluation(compute_metrics(truths, found, threshold), rejected)
+    return FolderEvaluation(
+        compute_metrics(samples.matched, threshold), rejected, milliseconds(samples)
+    )
 
 
-def _picture(pictures: DetectionDataset, index: int) -> Picture:
-    image, _ = pictures[index]
-    return Picture(pictures.entries[index].name, image.permute(1, 2, 0).numpy())
+def _decode(sample: Sample, decoder: SandboxedDecoder) -> Labelled:
+    label = sample.label()
+    if isinstance(label, LabelError):
+        raise label
+    pixels = decoder.decode(sample.read()).pixels
+    height, width = pixels.shape[:2]
+    # Loose labels may pass the edge a little; no detection can.
+    truth = label.pixels(width, height).clip(0, [width, height, width, height])
+    return Labelled(sample.name, sample.name, "", pixels, truth)
+
+
+def _labelled(pictures: DetectionDataset, index: int) -> Labelled:
+    entry = pictures.entries[index]
+    image, target = pictures[index]
+    return Labelled(
+        entry.name,
+        entry.group,
+        source_of(entry),
+        image.permute(1, 2, 0).numpy(),
+        target["boxes"].numpy(),
+    )
+
+
+def milliseconds(samples: Samples) -> float:
+    """The median time of a picture, from pixels to detections."""
+    times = [sample.seconds for sample in samples.items]
+    return round(1000 * float(np.median(times)), 1)
+
+
+def _notes(model: ModelVersion, samples: Samples) -> list[str]:
+    """What belongs beside the numbers: where they were measured, how the threshold came about."""
+    notes = [f"Measured on {samples.device}."]
+    point = model.training.get("operating_point")
+    if point:
+        target = point["target"]
+        goal = target["kind"] if target["kind"] == "f1" else f"{target['kind']} {target['value']}"
+        text = f"The threshold was chosen on validation pictures for the target {goal}"
+        notes.append(f"{text}: {point['note']}." if point["note"] else f"{text}.")
+    return notes

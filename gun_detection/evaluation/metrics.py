@@ -1,8 +1,7 @@
 """Metrics of detections against labels, as data.
 
-Average precision comes from a maintained COCO evaluator; counts at the operating threshold use
-the COCO rule too: by falling score, each detection takes the unmatched box it overlaps most, from
-IoU 0.5 on.
+Average precision comes from a maintained COCO evaluator, counts at the operating threshold from
+`matching`, intervals from `bootstrap`.
 """
 
 from collections.abc import Sequence
@@ -13,20 +12,32 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from gun_detection.detector.inference import Detections
+from gun_detection.evaluation.bootstrap import (
+    FPPI_LEVELS,
+    Interval,
+    average_precisions,
+    draw_weights,
+    interval,
+    recalls_at_fppi,
+    resamples_for,
+)
+from gun_detection.evaluation.matching import Boxes, Matched
 
 # Part of the identity of a cached evaluation: raise it when a number would come out differently.
-EVALUATOR_VERSION = "1"
-_IOU = 0.5
+EVALUATOR_VERSION = "2"
+_BINS = 10
 
 
 class Metrics(BaseModel):
-    """Quality on one split. `None` where there is nothing to measure (no such boxes or images).
+    """Quality on some pictures. `None` where there is nothing to measure (no such boxes or images).
 
     ap: COCO AP, mean over IoU 0.50 to 0.95; ap50, ap75: at one IoU; by box size as COCO's
-    (areas below 32², up to 96², above). precision, recall and the false positives are counted at
-    `threshold`: per gun-free picture (`false_positives_per_negative`), and as the share of
-    gun-free pictures with any (`false_alarm_rate`).
+    (areas below 32², up to 96², above). At `threshold`: precision and recall of boxes;
+    `false_positives_per_negative`, per gun-free picture (FPPI); `sensitivity`, the share of
+    pictures with a gun that have a mark, and `specificity`, the share of gun-free pictures that
+    have none. `recall_at_fppi`: the recall at the threshold that gives so many false positives
+    per gun-free picture. `calibration_error`: how far a score is from the share of such marks
+    that are right, on average (ECE; Naeini et al., 2015). `intervals`: 95 % of each number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,68 +55,15 @@ class Metrics(BaseModel):
     precision: float | None
     recall: float | None
     false_positives_per_negative: float | None
-    false_alarm_rate: float | None
+    sensitivity: float | None
+    specificity: float | None
+    recall_at_fppi: dict[str, float | None]
+    calibration_error: float | None
+    intervals: dict[str, Interval | None]
 
 
-def compute_metrics(
-    truths: Sequence[NDArray[np.floating[Any]]],
-    detections: Sequence[Detections],
-    threshold: float,
-) -> Metrics:
-    """Metrics over pictures; `truths` holds each picture's boxes, (N, 4) xyxy pixels."""
-    if len(truths) != len(detections):
-        raise ValueError(f"{len(truths)} pictures have labels and {len(detections)} detections")
-    scores = _coco(truths, detections)
-    counts = [
-        _count(truth, found.above(threshold))
-        for truth, found in zip(truths, detections, strict=True)
-    ]
-    true_positives = sum(true for true, _ in counts)
-    false_positives = sum(false for _, false in counts)
-    boxes = sum(len(truth) for truth in truths)
-    alarms = [false for truth, (_, false) in zip(truths, counts, strict=True) if len(truth) == 0]
-    return Metrics(
-        images=len(truths),
-        boxes=boxes,
-        negatives=len(alarms),
-        **scores,
-        threshold=threshold,
-        precision=_ratio(true_positives, true_positives + false_positives),
-        recall=_ratio(true_positives, boxes),
-        false_positives_per_negative=_ratio(sum(alarms), len(alarms)),
-        false_alarm_rate=_ratio(sum(count > 0 for count in alarms), len(alarms)),
-    )
-
-
-def choose_threshold(
-    truths: Sequence[NDArray[np.floating[Any]]], detections: Sequence[Detections]
-) -> float:
-    """The score with the best F1 over these pictures (use validation, never the holdout).
-
-    0.5 where nothing was detected or nothing could be.
-    """
-    scores: list[float] = []
-    correct: list[bool] = []
-    for truth, found in zip(truths, detections, strict=True):
-        scores += found.scores.tolist()
-        correct += match(truth, found)
-    total = sum(len(truth) for truth in truths)
-    if not any(correct) or not total:
-        return 0.5
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    hits = np.cumsum(np.asarray(correct)[order])
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + total)
-    # Only where the score falls can a threshold cut: tied scores stay or go together.
-    ordered = np.asarray(scores)[order]
-    cuts = np.append(ordered[:-1] > ordered[1:], True)
-    best = int(np.argmax(np.where(cuts, f1, -1.0)))
-    following = ordered[best + 1] if best + 1 < len(ordered) else 0.0
-    return round(float(ordered[best] + following) / 2, 4)
-
-
-def _coco(
-    truths: Sequence[NDArray[np.floating[Any]]], detections: Sequence[Detections]
-) -> dict[str, float | None]:
+def average_precision(pictures: Sequence[Matched]) -> dict[str, float | None]:
+    """`ap`, `ap50`, `ap75` and AP by size, from the COCO evaluator."""
     names = {
         "ap": "AP_all",
         "ap50": "AP_50",
@@ -114,19 +72,19 @@ def _coco(
         "ap_medium": "AP_medium",
         "ap_large": "AP_large",
     }
-    if not any(len(truth) for truth in truths):
+    if not any(len(picture.truth) for picture in pictures):
         return dict.fromkeys(names)
     truth_set = COCO(
         {
-            "images": [{"id": index} for index in range(len(truths))],
+            "images": [{"id": index} for index in range(len(pictures))],
             "categories": [{"id": 1, "name": "gun"}],
-            "annotations": _annotations(truths),
+            "annotations": _annotations(pictures),
         }
     )
     rows = [
         {"image_id": index, "category_id": 1, "bbox": box, "score": float(score)}
-        for index, found in enumerate(detections)
-        for box, score in zip(_xywh(found.boxes), found.scores, strict=True)
+        for index, picture in enumerate(pictures)
+        for box, score in zip(_xywh(picture.found.boxes), picture.found.scores, strict=True)
     ]
     evaluator = COCOeval_faster(
         truth_set, truth_set.loadRes(rows), "bbox", print_function=lambda *_: None
@@ -142,8 +100,89 @@ def _coco(
     }
 
 
-def _annotations(truths: Sequence[NDArray[np.floating[Any]]]) -> list[dict[str, Any]]:
-    boxes = [(index, box) for index, truth in enumerate(truths) for box in _xywh(truth)]
+def compute_metrics(
+    pictures: Sequence[Matched], threshold: float, groups: Sequence[str] | None = None
+) -> Metrics:
+    """Metrics over pictures; those of one of the `groups` are drawn together for the intervals."""
+    at_threshold = AtThreshold(pictures, threshold)
+    everything = np.ones(len(pictures), dtype=np.int64)
+    recalls = recalls_at_fppi(pictures)
+    groups = groups or [str(index) for index in range(len(pictures))]
+    return Metrics(
+        images=len(pictures),
+        boxes=sum(len(picture.truth) for picture in pictures),
+        negatives=sum(picture.negative for picture in pictures),
+        **average_precision(pictures),
+        threshold=threshold,
+        **{name: _known(value) for name, value in at_threshold(everything).items()},
+        recall_at_fppi={str(k): _known(v) for k, v in recalls(everything).items()},
+        calibration_error=calibration_error(pictures),
+        intervals=_intervals(pictures, at_threshold, groups),
+    )
+
+
+def calibration(pictures: Sequence[Matched]) -> list[tuple[float, float, int]]:
+    """(mean score, share that is right, number) of the detections in each tenth of the scores."""
+    scores = np.concatenate([np.zeros(0), *(p.found.scores for p in pictures)])
+    correct = np.concatenate([np.zeros(0, bool), *(p.correct for p in pictures)])
+    bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
+    return [
+        (float(scores[bins == b].mean()), float(correct[bins == b].mean()), int((bins == b).sum()))
+        for b in range(_BINS)
+        if (bins == b).any()
+    ]
+
+
+def calibration_error(pictures: Sequence[Matched]) -> float | None:
+    rows = calibration(pictures)
+    total = sum(number for _, _, number in rows)
+    if not total:
+        return None
+    return round(sum(abs(score - right) * number for score, right, number in rows) / total, 4)
+
+
+class AtThreshold:
+    """The counts of each picture at a threshold; called with weights, the numbers of a resample."""
+
+    def __init__(self, pictures: Sequence[Matched], threshold: float) -> None:
+        counts = [picture.counts(threshold) for picture in pictures]
+        self.hits, self.alarms = np.array(counts, dtype=np.int64).reshape(-1, 2).T
+        self.guns = np.array([len(picture.truth) for picture in pictures], dtype=np.int64)
+        self.negative = self.guns == 0
+
+    def __call__(self, weights: NDArray[np.int64]) -> dict[str, float]:
+        hits, marks = weights @ self.hits, weights @ (self.hits + self.alarms)
+        negatives = weights @ self.negative
+        marked = self.hits + self.alarms > 0
+        return {
+            "precision": _ratio(hits, marks),
+            "recall": _ratio(hits, weights @ self.guns),
+            "false_positives_per_negative": _ratio(
+                weights @ (self.alarms * self.negative), negatives
+            ),
+            "sensitivity": _ratio(weights @ (marked & ~self.negative), weights @ ~self.negative),
+            "specificity": _ratio(weights @ (~marked & self.negative), negatives),
+        }
+
+
+def _intervals(
+    pictures: Sequence[Matched], at_threshold: AtThreshold, groups: Sequence[str]
+) -> dict[str, Interval | None]:
+    if not pictures:
+        return {}
+    precisions, recalls = average_precisions(pictures), recalls_at_fppi(pictures)
+    values: dict[str, list[float]] = {}
+    for weights in draw_weights(groups, resamples_for(pictures)):
+        row = {name: function(weights) for name, function in precisions.items()}
+        row |= at_threshold(weights)
+        row |= {f"recall_at_fppi_{level}": value for level, value in recalls(weights).items()}
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    return {name: interval(np.array(column)) for name, column in values.items()}
+
+
+def _annotations(pictures: Sequence[Matched]) -> list[dict[str, Any]]:
+    boxes = [(index, box) for index, p in enumerate(pictures) for box in _xywh(p.truth)]
     return [
         {
             "id": number,
@@ -157,42 +196,24 @@ def _annotations(truths: Sequence[NDArray[np.floating[Any]]]) -> list[dict[str, 
     ]
 
 
-def _xywh(boxes: NDArray[np.floating[Any]]) -> list[list[float]]:
+def _xywh(boxes: Boxes) -> list[list[float]]:
     return [[float(x1), float(y1), float(x2 - x1), float(y2 - y1)] for x1, y1, x2, y2 in boxes]
 
 
-def _count(truth: NDArray[np.floating[Any]], found: Detections) -> tuple[int, int]:
-    """(true positives, false positives)"""
-    matched = match(truth, found)
-    return sum(matched), len(matched) - sum(matched)
+def _ratio(part: Any, whole: Any) -> float:
+    return float(part / whole) if whole else float("nan")
 
 
-def match(truth: NDArray[np.floating[Any]], found: Detections) -> list[bool]:
-    """Whether each detection, best first, takes a box."""
-    free = np.ones(len(truth), dtype=bool)
-    result = []
-    for box in found.boxes:
-        overlap = np.where(free, _iou(box, truth), 0.0)
-        hit = len(overlap) > 0 and bool(overlap.max() >= _IOU)
-        if hit:
-            free[overlap.argmax()] = False
-        result.append(hit)
-    return result
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
-def _iou(
-    box: NDArray[np.floating[Any]], others: NDArray[np.floating[Any]]
-) -> NDArray[np.floating[Any]]:
-    if len(others) == 0:
-        return np.zeros(0)
-    low = np.maximum(box[:2], others[:, :2])
-    high = np.minimum(box[2:], others[:, 2:])
-    inter = np.clip(high - low, 0, None).prod(axis=1)
-    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
-    union = (box[2] - box[0]) * (box[3] - box[1]) + areas - inter
-    result: NDArray[np.floating[Any]] = inter / union
-    return result
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+__all__ = [
+    "EVALUATOR_VERSION",
+    "FPPI_LEVELS",
+    "Metrics",
+    "average_precision",
+    "calibration",
+    "calibration_error",
+    "compute_metrics",
+]

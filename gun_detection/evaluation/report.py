@@ -1,51 +1,66 @@
-"""One self-contained HTML page per evaluation: the numbers, and the pictures that went worst."""
+"""One self-contained HTML page per evaluation: numbers, plots, slices and the worst pictures."""
 
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from gun_detection.detector.inference import Detections
-from gun_detection.evaluation.metrics import Metrics, match
+from gun_detection.evaluation import plots
+from gun_detection.evaluation.bootstrap import Interval
+from gun_detection.evaluation.matching import Matched
+from gun_detection.evaluation.metrics import Metrics
+from gun_detection.evaluation.samples import Sample
+from gun_detection.evaluation.slices import Slice
 from gun_detection.images import draw_boxes, encode_jpeg
 
 _SHOWN = 12
+_SIDE = 480
+_MISSED_COLOUR = (255, 200, 0)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture for the gallery: pixels are uint8 (H, W, 3) RGB."""
+class Row:
+    """A number with its 95 % interval, as text."""
 
     name: str
-    pixels: NDArray[np.uint8]
+    value: str
+    interval: str
+    meaning: str
 
 
 def render_report(
     title: str,
     metrics: Metrics,
-    truths: Sequence[NDArray[np.floating[Any]]],
-    found: Sequence[Detections],
-    picture: Callable[[int], Picture],
+    slices: Sequence[Slice],
+    samples: Sequence[Sample],
+    pixels: Callable[[int], NDArray[np.uint8]],
+    notes: Sequence[str] = (),
 ) -> str:
-    """The page as HTML; `picture` is asked only for the few pictures that are shown."""
-    shown = [detections.above(metrics.threshold) for detections in found]
-    alarms, misses = [], []
-    for index, (truth, detections) in enumerate(zip(truths, shown, strict=True)):
-        hits = np.asarray(match(truth, detections), dtype=bool)
-        wrong = detections.scores[~hits]
-        if len(wrong):
-            alarms.append((float(wrong.max()), index))
-        missed = len(truth) - int(hits.sum())
-        if missed:
-            misses.append((missed, index))
+    """The page as HTML; `pixels` is asked only for the few pictures that are shown.
+
+    `notes` are lines about the model, such as how its threshold was chosen.
+    """
+    threshold = metrics.threshold
+    matched = [sample.matched for sample in samples]
+    free: list[tuple[float, int]] = []
+    armed: list[tuple[float, int]] = []
+    missed: list[tuple[float, int]] = []
+    for index, picture in enumerate(matched):
+        wrong = picture.found.scores[~picture.correct]
+        worst = float(wrong.max()) if len(wrong) else 0.0
+        if worst >= threshold:
+            (free if picture.negative else armed).append((worst, index))
+        count = len(picture.missed(threshold))
+        if count:
+            missed.append((count, index))
 
     def gallery(ranked: Sequence[tuple[float, int]]) -> list[dict[str, str]]:
         worst = sorted(ranked, key=lambda item: (-item[0], item[1]))[:_SHOWN]
-        return [_card(picture(index), shown[index], metrics.threshold) for _, index in worst]
+        return [_card(samples[index], pixels(index), threshold) for _, index in worst]
 
     environment = Environment(
         loader=PackageLoader("gun_detection.evaluation"), autoescape=select_autoescape()
@@ -53,37 +68,101 @@ def render_report(
     return environment.get_template("report.html").render(
         title=title,
         metrics=metrics,
+        notes=notes,
         rows=_rows(metrics),
-        alarms=gallery(alarms),
-        alarm_count=len(alarms),
-        misses=gallery(misses),
-        miss_count=len(misses),
+        plots=_plots(matched, threshold) if metrics.boxes else [],
+        slices=[_slice_row(item) for item in slices],
+        galleries=[
+            ("Worst false positives on gun-free pictures", gallery(free), len(free)),
+            ("Worst false positives on pictures with guns", gallery(armed), len(armed)),
+            ("Most missed guns", gallery(missed), len(missed)),
+        ],
+        cost=_cost(samples),
     )
 
 
-def _card(picture: Picture, detections: Detections, threshold: float) -> dict[str, str]:
-    drawn = draw_boxes(picture.pixels, detections.boxes, detections.scores, threshold)
+def _plots(matched: Sequence[Matched], threshold: float) -> list[tuple[str, Markup]]:
+    # Made by the plotting library from numbers alone: no text from outside is in them.
+    return [
+        ("Precision and recall", Markup(plots.precision_recall(matched, threshold))),
+        ("Recall and false positives", Markup(plots.free_response(matched, threshold))),
+        ("Calibration of scores", Markup(plots.reliability(matched))),
+        ("Scores of right and wrong marks", Markup(plots.scores(matched, threshold))),
+    ]
+
+
+def _card(sample: Sample, pixels: NDArray[np.uint8], threshold: float) -> dict[str, str]:
+    matched = sample.matched
+    drawn = draw_boxes(pixels, matched.found.boxes, matched.found.scores, threshold)
+    missed = matched.truth[matched.missed(threshold)]
+    drawn = draw_boxes(
+        drawn, missed, np.ones(len(missed)), threshold, colour=_MISSED_COLOUR, label="missed"
+    )
     # Large pictures make a page that no browser opens.
-    step = max(1, max(drawn.shape[:2]) // 480)
+    step = max(1, max(drawn.shape[:2]) // _SIDE)
     data = base64.b64encode(encode_jpeg(np.ascontiguousarray(drawn[::step, ::step]), 80)).decode()
-    return {"name": picture.name, "source": f"data:image/jpeg;base64,{data}"}
+    return {"name": sample.name, "source": f"data:image/jpeg;base64,{data}"}
 
 
-def _rows(metrics: Metrics) -> list[tuple[str, str, str]]:
-    meanings = [
-        ("AP50", metrics.ap50, "average precision at IoU 0.5"),
-        ("AP", metrics.ap, "mean over IoU 0.50 to 0.95"),
-        ("AP75", metrics.ap75, "average precision at IoU 0.75"),
-        ("AP small", metrics.ap_small, "boxes below 32 × 32 pixels"),
-        ("AP medium", metrics.ap_medium, "boxes up to 96 × 96 pixels"),
-        ("AP large", metrics.ap_large, "larger boxes"),
-        ("Precision", metrics.precision, "share of marked boxes that are guns"),
-        ("Recall", metrics.recall, "share of guns that are marked"),
+def _rows(metrics: Metrics) -> list[Row]:
+    found = metrics.intervals
+    rows = [
+        ("AP50", "ap50", "average precision at IoU 0.5"),
+        ("AP", "ap", "mean over IoU 0.50 to 0.95"),
+        ("AP75", "ap75", "average precision at IoU 0.75"),
+        ("AP small", "ap_small", "boxes below 32 × 32 pixels"),
+        ("AP medium", "ap_medium", "boxes up to 96 × 96 pixels"),
+        ("AP large", "ap_large", "larger boxes"),
+        ("Precision", "precision", "share of marks that are guns"),
+        ("Recall", "recall", "share of guns that are marked"),
         (
             "False positives per gun-free picture",
-            metrics.false_positives_per_negative,
-            "boxes marked where there is no gun",
+            "false_positives_per_negative",
+            "marks where there is no gun (FPPI)",
         ),
-        ("False alarm rate", metrics.false_alarm_rate, "share of gun-free pictures with a mark"),
+        ("Sensitivity", "sensitivity", "share of pictures with a gun that have a mark"),
+        ("Specificity", "specificity", "share of gun-free pictures without a mark"),
     ]
-    return [(n, "not measured" if v is None else f"{v:.3f}", meaning) for n, v, meaning in meanings]
+    table = [
+        Row(name, _text(getattr(metrics, key)), _range(found.get(key)), meaning)
+        for name, key, meaning in rows
+    ]
+    for level, value in metrics.recall_at_fppi.items():
+        name = f"Recall at {float(level):g} false positives"
+        meaning = f"at the threshold that gives {float(level):g} per gun-free picture"
+        key = f"recall_at_fppi_{level}"
+        table.append(Row(name, _text(value), _range(found.get(key)), meaning))
+    error = _text(metrics.calibration_error)
+    return [*table, Row("Calibration error", error, "", "score against the share that is right")]
+
+
+def _slice_row(item: Slice) -> list[str]:
+    return [
+        item.property,
+        item.value,
+        str(item.images),
+        str(item.boxes),
+        _with_range(item.ap50, item.ap50_interval),
+        _with_range(item.recall, item.recall_interval),
+        _text(item.false_positives_per_image, "–"),
+    ]
+
+
+def _with_range(value: float | None, span: Interval | None) -> str:
+    return _text(value, "–") + (f" ({_range(span)})" if span else "")
+
+
+def _text(value: float | None, missing: str = "not measured") -> str:
+    return missing if value is None else f"{value:.3f}"
+
+
+def _range(span: Interval | None) -> str:
+    return f"{span[0]:.3f} to {span[1]:.3f}" if span else ""
+
+
+def _cost(samples: Sequence[Sample]) -> str:
+    if not samples:
+        return "not measured"
+    # The first pictures pay for what is set up once.
+    times = [sample.seconds for sample in samples[len(samples) // 10 :]]
+    return f"{1000 * float(np.median(times)):.0f} ms"

@@ -9,11 +9,18 @@ _BOX_COLOUR = (255, 32, 32)
 
 
 def draw_boxes(
-    pixels: np.ndarray, boxes: np.ndarray, scores: np.ndarray, threshold: float
+    pixels: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    *,
+    colour: tuple[int, int, int] = _BOX_COLOUR,
+    label: str | None = None,
 ) -> np.ndarray:
     """A copy of `pixels`, uint8 (H, W, 3), with the boxes that score at least `threshold`.
 
-    `boxes` is (N, 4) xyxy in pixels and `scores` is (N,); each box carries its score in percent.
+    `boxes` is (N, 4) xyxy in pixels and `scores` is (N,); each box carries its score in percent, or
+    the `label` instead.
     Raises `ValueError` for other shapes or for boxes that are not finite.
     """
     boxes, scores = np.asarray(boxes, float), np.asarray(scores, float)
@@ -28,12 +35,16 @@ def draw_boxes(
         if scores[index] < threshold:
             continue
         x1, y1, x2, y2 = boxes[index].tolist()
-        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=_BOX_COLOUR, width=width)
-        label = f"{scores[index]:.0%}"
-        left, top, right, bottom = draw.textbbox((x1 + width, y1 + width), label, font=font)
-        draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=_BOX_COLOUR)
-        draw.text((x1 + width, y1 + width), label, fill="white", font=font)
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
+        text = label or f"{scores[index]:.0%}"
+        left, top, right, bottom = draw.textbbox((x1 + width, y1 + width), text, font=font)
+        draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=colour)
+        draw.text((x1 + width, y1 + width), text, fill=_ink(colour), font=font)
     return np.array(image)
+
+
+def _ink(colour: tuple[int, int, int]) -> str:
+    return "black" if sum(colour) > 400 else "white"
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -1,14 +1,38 @@
 """What a training does, as one frozen object that is stored with the model."""
 
 import hashlib
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gun_detection.detector.architectures import DetectorConfig
 from gun_detection.errors import SettingsError
+from gun_detection.evaluation.threshold import OperatingTarget
 from gun_detection.settings import Settings
+
+
+class Augmentation(BaseModel):
+    """Random changes of the training pictures; each sample's depend on seed, epoch and index."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of mirroring.")
+    photometric: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Probability of each change of brightness, contrast, saturation and hue.",
+    )
+    zoom_out: float = Field(
+        0.0, ge=0, le=1, description="Probability of setting the picture on a larger canvas."
+    )
+    crop: float = Field(
+        0.0, ge=0, le=1, description="Probability of a crop that keeps boxes by their centres."
+    )
+    scales: tuple[float, ...] = Field(
+        (1.0,), description="Factors on the input size; each step draws one for its whole batch."
+    )
 
 
 class TrainingConfig(BaseModel):
@@ -20,61 +44,122 @@ class TrainingConfig(BaseModel):
     initial_weights: str = Field(
         "coco", description="`coco`, `imagenet`, `none`, or a file or S3 URI of weights."
     )
+    frozen_stages: int = Field(
+        0, ge=0, description="Stages of the backbone, from the stem on, that do not learn."
+    )
+
     epochs: int = Field(10, gt=0, description="Passes over the training images.")
     max_steps: int | None = Field(None, gt=0, description="Stop after so many steps.")
-    batch_size: int = Field(8, gt=0, description="Pictures in a step.")
+    batch_size: int = Field(8, gt=0, description="Pictures in a step, over all processes.")
+    micro_batch: int | None = Field(
+        None, gt=0, description="Pictures at a time; gradients of a step are accumulated."
+    )
+    group_by_aspect: bool = Field(True, description="Batches of wide, or of tall pictures.")
+    source_balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="0: every picture once an epoch; 1: every source (folder) equally often.",
+    )
+    negative_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Least share of gun-free pictures in an epoch; they are repeated to reach it.",
+    )
+    augmentation: Augmentation = Augmentation()
+
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Update rule.")
     learning_rate: float = Field(1e-3, gt=0, description="Rate after the warm-up.")
+    backbone_rate: float = Field(
+        1.0, ge=0, description="Factor on the rate for the pretrained part of the backbone."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of `sgd`.")
     weight_decay: float = Field(1e-4, ge=0, description="Decay of weights.")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="How the rate goes on after the warm-up."
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine",
+        description="How the rate goes on after the warm-up; `step` divides it by ten at 70 % "
+        "and again at 90 % of the steps.",
     )
     warmup_steps: int = Field(20, ge=0, description="Steps in which the rate rises from zero.")
     clip_norm: float | None = Field(10.0, gt=0, description="Largest norm of the gradient.")
-    flip: bool = Field(True, description="Mirror every second picture.")
-    brightness: float = Field(0.2, ge=0, lt=1, description="Largest relative change of brightness.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Decay of the moving average of weights that is kept."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Arithmetic of the forward pass; `auto` is bfloat16 where the hardware has it.",
+    )
+
+    validate_every: int = Field(1, gt=0, description="Epochs from one validation to the next.")
+    patience: int | None = Field(
+        None, gt=0, description="Stop after so many validations without a better AP50."
+    )
+    checkpoint_minutes: float = Field(
+        5.0, ge=0, description="Longest time between checkpoints; there is one after each epoch."
+    )
+    target: OperatingTarget = Field(
+        OperatingTarget(), description="What the operating threshold is chosen for."
+    )
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.micro_batch and self.micro_batch > self.batch_size:
+            raise ValueError("micro_batch is larger than batch_size")
+        if not self.augmentation.scales or min(self.augmentation.scales) <= 0:
+            raise ValueError("augmentation.scales needs factors above zero")
+        return self
 
     def hash(self) -> str:
         """The identity of the recipe: equal recipes, equal hash."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
+_SMALL = DetectorConfig(architecture="resnet18_fpn", norm="trainable")
+
 PRESETS: dict[str, TrainingConfig] = {
     # Seconds: shows that everything fits together, learns nothing.
     "smoke": TrainingConfig(
-        detector=DetectorConfig(architecture="resnet18_fpn", norm="trainable"),
+        detector=_SMALL,
         initial_weights="none",
         max_steps=4,
         epochs=1,
         warmup_steps=1,
     ),
     # Minutes on two cores, from nothing.
-    "cpu": TrainingConfig(
-        detector=DetectorConfig(architecture="resnet18_fpn", norm="trainable"),
-        initial_weights="none",
-        epochs=6,
-    ),
+    "cpu": TrainingConfig(detector=_SMALL, initial_weights="none", epochs=6, group_by_aspect=False),
+    # From a pretrained backbone; also what a long training on a CPU takes (with another one).
     "gpu": TrainingConfig(
         detector=DetectorConfig(architecture="resnet50_fpn"),
         epochs=20,
         batch_size=8,
-        learning_rate=1e-4,
-        warmup_steps=100,
+        learning_rate=2e-4,
+        backbone_rate=0.3,
+        frozen_stages=1,
+        warmup_steps=200,
+        clip_norm=5.0,
+        ema_decay=0.998,
+        augmentation=Augmentation(zoom_out=0.3, crop=0.3, scales=(0.7, 0.8, 0.9, 1.0, 1.1, 1.2)),
+        negative_share=0.2,
+        patience=6,
     ),
     # The well-known tutorial recipe, for comparison.
     "seed": TrainingConfig(
         detector=DetectorConfig(architecture="resnet50_fpn"),
+        frozen_stages=1,
         epochs=10,
         batch_size=3,
+        group_by_aspect=False,
         optimizer="adam",
         learning_rate=1e-3,
         weight_decay=0.0,
         schedule="constant",
         warmup_steps=0,
         clip_norm=None,
-        flip=False,
-        brightness=0.0,
+        precision="float32",
+        augmentation=Augmentation(flip=0.0, photometric=0.0),
+        target=OperatingTarget(kind="fixed", value=0.7),
     ),
 }
 

@@ -1,127 +1,366 @@
-"""The training loop: steps, schedule, validation after each epoch, the best weights kept."""
+"""The training loop: epochs, validation, the average of weights, checkpoints, going back."""
 
+import copy
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.datasets.torch_dataset import collate
-from gun_detection.detector.inference import Detections, Predictor
+from gun_detection.detector.architectures import ARCHITECTURES
+from gun_detection.detector.inference import EVALUATION_FLOOR, Detections, Predictor
 from gun_detection.errors import TrainingError
-from gun_detection.evaluation.metrics import compute_metrics
+from gun_detection.evaluation.matching import Boxes, match_all
+from gun_detection.evaluation.metrics import average_precision
+from gun_detection.training import distributed
+from gun_detection.training.augment import AugmentedDataset, ImageDataset
+from gun_detection.training.board import Board
+from gun_detection.training.checkpoints import Checkpoint, Checkpoints
 from gun_detection.training.config import TrainingConfig
+from gun_detection.training.order import Order
+from gun_detection.training.seeds import mix
+from gun_detection.training.step import Stepper, build_optimizer, learning_rate
+from gun_detection.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-Target = dict[str, Tensor]
-Batch = tuple[list[Tensor], list[Target]]
-
-
-class ImageDataset(Protocol):
-    """Items are (uint8 (3, H, W), target with boxes float32 (N, 4) and labels int64 (N,))."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]: ...
+# What a training that diverged goes on with, of its learning rate.
+_LOWER_RATE = 0.3
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is: steps done of all, epoch from 1, the last loss, seconds left."""
+    """Where a training is: steps done of all, epoch from 1, the last loss, pictures per second,
+    seconds left."""
 
     step: int
     steps: int
     epoch: int
     loss: float
+    images_per_second: float
     seconds_left: float
 
 
 @dataclass
-class FitResult:
-    """What a training gave. `history` has one row of numbers per epoch."""
+class State:
+    """Where a training is, as JSON types. `history` has one row of numbers per validation,
+    `events` says in words what did not go as planned."""
 
-    best_state: dict[str, Tensor]
-    best_epoch: int
+    step: int = 0
+    validated: int = 0
+    images: int = 0
+    rate: float = 1.0
+    parts: int = 1
+    best_ap50: float = -1.0
+    best_epoch: int = 0
+    waits: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    watch: dict[str, Any] = field(default_factory=lambda: Watch().to_json())
     history: list[dict[str, float]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
 
 
-def fit(
-    model: FasterRCNN,
-    config: TrainingConfig,
-    train: ImageDataset,
-    validation: ImageDataset,
-    device: torch.device,
-    log_dir: Path,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> FitResult:
-    """Train `model` in place and return the weights of the epoch with the best validation AP50.
+@dataclass(frozen=True)
+class Data:
+    """What is learnt from and validated with; `names` are the sha256 of the training pictures."""
 
-    Raises `TrainingError` when the loss is not finite, naming the images of that batch.
-    """
-    loader: DataLoader[Any] = DataLoader(
-        train,  # type: ignore[arg-type]
-        batch_size=config.batch_size,
-        shuffle=True,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    augment = torch.Generator().manual_seed(config.seed + 1)
-    steps = min(config.epochs * len(loader), config.max_steps or math.inf)
-    assert isinstance(steps, int)
-    optimizer = _optimizer(model, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(config, step, steps))
-    model.to(device)
-    result = FitResult({}, 0)
-    best = -1.0
-    step, start = 0, time.monotonic()
-    with SummaryWriter(str(log_dir)) as board:
-        epoch = 0
-        while step < steps:
-            epoch += 1
-            epoch_start, losses = time.monotonic(), []
-            model.train()
-            for batch in loader:
-                parts = _step(model, _augmented(batch, config, augment), optimizer, config, device)
-                schedule.step()
-                step += 1
-                losses.append(parts["loss"])
-                for name, value in parts.items():
-                    board.add_scalar(f"train/{name}", value, step)
-                board.add_scalar("train/learning_rate", schedule.get_last_lr()[0], step)
-                left = (time.monotonic() - start) / step * (steps - step)
-                on_progress(Progress(step, steps, epoch, parts["loss"], left))
-                if step >= steps:
+    train: ImageDataset
+    validation: ImageDataset
+    order: Order
+    names: Sequence[str]
+
+
+class Training:
+    """One training of one model, in one or several processes."""
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        config: TrainingConfig,
+        data: Data,
+        device: torch.device,
+        log_dir: Path,
+        checkpoints: Checkpoints,
+        *,
+        workers: int = 0,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.state = State()
+        freeze_stages(model, config)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        network: nn.Module = self.model
+        if distributed.size() > 1:
+            network = DistributedDataParallel(self.model)
+        self._network = network
+        self._stepper = Stepper(
+            network, build_optimizer(self.model, config), config, device, data.names
+        )
+        self._watch = Watch()
+        self._average = _copy(self.model) if config.ema_decay else {}
+        self._best: dict[str, Tensor] = {}
+        self._shadow = copy.deepcopy(self.model)
+        self._samples = AugmentedDataset(data.train, config.augmentation, config.seed)
+        self._checkpoints, self._log_dir = checkpoints, log_dir
+        self._workers, self._on_progress = workers, on_progress
+        self._epoch_steps = data.order.steps
+        self.steps = min(config.epochs * self._epoch_steps, config.max_steps or 2**62)
+
+    def run(self) -> dict[str, Tensor]:
+        """Train to the end and return the weights of the best validation, on the CPU.
+
+        Goes on from the last checkpoint where there is one. Raises `TrainingError` when the loss
+        is not finite (`LOSS_NOT_FINITE`), when it diverges a second time (`DIVERGED`), or when
+        the memory is too small (`OUT_OF_MEMORY`).
+        """
+        self._start = time.monotonic(), time.process_time()
+        found = self._checkpoints.load()
+        if found is not None:
+            self._restore(found)
+            self.state.events.append(f"went on from the checkpoint at step {self.state.step}")
+            logger.info("going on from the checkpoint at step %d", self.state.step)
+        else:
+            self._save()
+        with Board(self._log_dir, self.state.step) as self._board:
+            self._board.recipe(self.config)
+            while True:
+                if self._validation_due():
+                    self._validate()
+                    self._save()
+                if self.state.step >= self.steps or self._is_stuck():
                     break
-            row = {"epoch": epoch, "step": step, "train_loss": float(np.mean(losses))}
-            row |= _validate(model, validation, config, device)
-            row["seconds"] = time.monotonic() - epoch_start
-            _record(board, row, step)
-            result.history.append(row)
-            if row["validation_ap50"] > best:
-                best = row["validation_ap50"]
-                result.best_epoch = epoch
-                result.best_state = {
-                    k: v.detach().cpu().clone() for k, v in model.state_dict().items()
-                }
-    model.load_state_dict(result.best_state)
-    return result
+                self._epoch()
+            self._board.result(self.config, self.state.history, self.state.best_epoch)
+        self._count_time()
+        return self._best
+
+    def _validation_due(self) -> bool:
+        state = self.state
+        epoch, rest = divmod(state.step, self._epoch_steps)
+        at_end = rest == 0 and epoch % self.config.validate_every == 0
+        return state.validated < state.step and (at_end or state.step >= self.steps)
+
+    def _is_stuck(self) -> bool:
+        stuck = self.config.patience is not None and self.state.waits >= self.config.patience
+        if stuck:
+            self.state.events.append(
+                f"stopped at step {self.state.step}: no better AP50 in {self.state.waits} "
+                "validations"
+            )
+        return stuck
+
+    def _epoch(self) -> None:
+        """Train to the end of the epoch, to the last step, or to where it diverges."""
+        epoch, done = divmod(self.state.step, self._epoch_steps)
+        rank, size = distributed.rank(), distributed.size()
+        batches = self.data.order.batches(epoch)[done : done + self.steps - self.state.step]
+        # Every process has something to do, or the others would wait for it for ever.
+        parts = [batch[rank::size] or batch[:1] for batch in batches]
+        loader: DataLoader[Any] = DataLoader(
+            self._samples,
+            batch_sampler=parts,
+            collate_fn=collate,
+            num_workers=min(self._workers, len(parts)),
+            pin_memory=self.device.type == "cuda",
+        )
+        saved = asked = time.monotonic()
+        self._network.train()
+        for whole, batch in zip(batches, loader, strict=True):
+            waited = time.monotonic() - asked
+            values = self._step(batch)
+            self.state.images += len(whole)
+            self._show(values, epoch, waited)
+            if self._watch.diverged:
+                self._go_back()
+                return
+            if time.monotonic() - saved > self.config.checkpoint_minutes * 60:
+                self._save()
+                saved = time.monotonic()
+            asked = time.monotonic()
+
+    def _step(self, batch: Any) -> dict[str, float]:
+        state, config = self.state, self.config
+        for group in self._stepper.optimizer.param_groups:
+            group["lr"] = learning_rate(config, state.step, self.steps) * group["scale"]
+            group["lr"] *= state.rate
+        self._resize(mix(config.seed, 1, state.step))
+        # The sampling of proposals follows from the step, and differs between processes.
+        torch.manual_seed(mix(config.seed, 2, state.step, distributed.rank()))
+        values = distributed.mean(self._stepper(batch))
+        state.step += 1
+        if self._average:
+            _blend(self._average, self.model, _decay(config, state.step))
+        self._watch.see(
+            values["loss"], values["gradient_norm"], warm=state.step > config.warmup_steps
+        )
+        if self._stepper.parts != state.parts:
+            state.parts = self._stepper.parts
+            state.events.append(
+                f"out of memory at step {state.step}: batches in {state.parts} parts from then on"
+            )
+        return values
+
+    def _resize(self, seed: int) -> None:
+        """Draw the input size of a step."""
+        scales = self.config.augmentation.scales
+        generator = torch.Generator().manual_seed(seed)
+        scale = scales[int(torch.randint(len(scales), (1,), generator=generator))]
+        _set_size(self.model, self.config, scale)
+
+    def _show(self, values: dict[str, float], epoch: int, waited: float) -> None:
+        seconds = self.state.seconds + time.monotonic() - self._start[0]
+        left = seconds / self.state.step * (self.steps - self.state.step)
+        rate = self.state.images / seconds
+        step = self.state.step
+        self._on_progress(Progress(step, self.steps, epoch + 1, values["loss"], rate, left))
+        lr = self._stepper.optimizer.param_groups[-1]["lr"]
+        self._board.step(
+            step,
+            values,
+            {"learning_rate": lr, "images_per_second": rate, "seconds_waiting_for_data": waited},
+        )
+
+    def _validate(self) -> None:
+        """Measure on the validation pictures, in the first process, and tell the others."""
+        state, start = self.state, time.monotonic()
+        epoch = -(-state.step // self._epoch_steps)
+        row: dict[str, float] = {}
+        if distributed.rank() == 0:
+            self._shadow.load_state_dict(self._average or self.model.state_dict())
+            loss = self._validation_loss()
+            truths, found = predict_all(
+                Predictor(self._shadow, self.device, EVALUATION_FLOOR), self.data.validation
+            )
+            precision = average_precision(match_all(truths, found))
+            row = {
+                "epoch": epoch,
+                "step": state.step,
+                "train_loss": self._watch.loss,
+                "validation_loss": loss,
+                "validation_ap50": precision["ap50"] or 0.0,
+                "validation_ap": precision["ap"] or 0.0,
+                "seconds": time.monotonic() - start,
+            }
+            self._board.validation(state.step, row, self.data.validation, truths, found)
+        row = distributed.from_first(row)
+        state.validated = state.step
+        state.history.append(row)
+        state.waits += 1
+        if row["validation_ap50"] > state.best_ap50:
+            state.best_ap50, state.best_epoch, state.waits = row["validation_ap50"], epoch, 0
+            source = self._average or self.model.state_dict()
+            self._best = {
+                name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, t in source.items()
+            }
+        logger.info(
+            "epoch %d: loss %.3f, validation loss %.3f, validation AP50 %.3f, AP %.3f (%.0f s)",
+            epoch,
+            row["train_loss"],
+            row["validation_loss"],
+            row["validation_ap50"],
+            row["validation_ap"],
+            row["seconds"],
+        )
+
+    def _validation_loss(self) -> float:
+        # The losses exist in training mode only; batch norm must not learn from these pictures.
+        self._shadow.train()
+        for module in self._shadow.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        _set_size(self._shadow, self.config, 1.0)
+        torch.manual_seed(mix(self.config.seed, 3))
+        data, total = self.data.validation, 0.0
+        with torch.inference_mode():
+            for index in range(len(data)):
+                image, target = data[index]
+                inputs = [image.to(self.device).float().div_(255.0)]
+                labels = [{name: target[name].to(self.device) for name in ("boxes", "labels")}]
+                total += float(sum(self._shadow(inputs, labels).values()))
+        return total / len(data)
+
+    def _save(self) -> None:
+        """A checkpoint, unless the training looks as if it were going wrong."""
+        if distributed.rank() == 0 and self._watch.calm:
+            self._checkpoints.save(self._checkpoint())
+
+    def _checkpoint(self) -> Checkpoint:
+        self._count_time()
+        state = asdict(self.state) | {"watch": self._watch.to_json()}
+        parts = {
+            "model": self.model.state_dict(),
+            "average": self._average,
+            "best": self._best,
+            "optimizer": _flatten(self._stepper.optimizer),
+        }
+        tensors = {
+            f"{part}/{name}": tensor.detach().cpu().contiguous().clone()
+            for part, content in parts.items()
+            for name, tensor in content.items()
+        }
+        return Checkpoint(tensors, state)
+
+    def _count_time(self) -> None:
+        now = time.monotonic(), time.process_time()
+        self.state.seconds += now[0] - self._start[0]
+        # The other processes work as much as this one.
+        self.state.cpu_seconds += (now[1] - self._start[1]) * distributed.size()
+        self._start = now
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"average": {}, "best": {}, "optimizer": {}}
+        for name, tensor in checkpoint.tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = tensor
+        self.model.load_state_dict(parts["model"])
+        self._average = {name: t.to(self.device) for name, t in parts["average"].items()}
+        self._best = parts["best"]
+        _unflatten(self._stepper.optimizer, parts["optimizer"])
+        self.state = State(**checkpoint.state)
+        self._stepper.parts = self.state.parts
+        self._watch = Watch.from_json(self.state.watch)
+        self._start = time.monotonic(), time.process_time()
+
+    def _go_back(self) -> None:
+        """Once, to the last good checkpoint with a lower rate; the second time is the end."""
+        step, loss = self.state.step, self._watch.loss
+        if self.state.rate < 1:
+            raise TrainingError(
+                f"the training diverged at step {step} (smoothed loss {loss:.2f}) again with "
+                f"{_LOWER_RATE} of its learning rate: lower learning_rate, or set clip_norm",
+                reason="DIVERGED",
+            )
+        distributed.wait()
+        good = self._checkpoints.load()
+        assert good is not None, "there is one of step 0"
+        events = self.state.events
+        self._restore(good)
+        self._watch = Watch()
+        self.state.rate = _LOWER_RATE
+        self.state.events = [
+            *events,
+            f"diverged at step {step} (smoothed loss {loss:.2f}): went back to step "
+            f"{self.state.step} with {_LOWER_RATE} of the learning rate",
+        ]
+        logger.warning("%s", self.state.events[-1])
+        self._save()
 
 
 def predict_all(
     predictor: Predictor, dataset: ImageDataset, batch_size: int = 4
-) -> tuple[list[NDArray[np.float32]], list[Detections]]:
+) -> tuple[list[Boxes], list[Detections]]:
     """(boxes of the labels, detections) of every picture, in order."""
-    truths: list[NDArray[np.float32]] = []
+    truths: list[Boxes] = []
     found: list[Detections] = []
     for start in range(0, len(dataset), batch_size):
         items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
@@ -130,122 +369,63 @@ def predict_all(
     return truths, found
 
 
-def _step(
-    model: FasterRCNN,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    config: TrainingConfig,
-    device: torch.device,
-) -> dict[str, float]:
-    images = [image.to(device).float().div_(255.0) for image in batch[0]]
-    targets = [{k: v.to(device) for k, v in t.items() if k != "image_id"} for t in batch[1]]
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        parts = model(images, targets)
-        loss = sum(parts.values(), torch.zeros((), device=device))
-    if not torch.isfinite(loss):
-        ids = [int(target["image_id"]) for target in batch[1]]
+def freeze_stages(model: FasterRCNN, config: TrainingConfig) -> None:
+    """Keep the first stages of the backbone as they are; raises `TrainingError` for too many."""
+    stages = ARCHITECTURES[config.detector.architecture].stages
+    if config.frozen_stages > len(stages):
         raise TrainingError(
-            f"the loss is {loss.item()} at a batch with training images {ids}: "
-            "lower the learning rate or look at these pictures and their boxes",
-            reason="LOSS_NOT_FINITE",
+            f"frozen_stages is {config.frozen_stages}, and the backbone of "
+            f"{config.detector.architecture} has {len(stages)} stages",
+            reason="BAD_RECIPE",
         )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
-    optimizer.step()
-    values = {name: float(value.detach()) for name, value in parts.items()}
-    return values | {"loss": float(loss.detach()), "gradient_norm": float(norm)}
+    for stage in stages[: config.frozen_stages]:
+        for name in stage:
+            getattr(model.backbone.body, name).requires_grad_(False)
 
 
-def _validate(
-    model: FasterRCNN, validation: ImageDataset, config: TrainingConfig, device: torch.device
-) -> dict[str, float]:
-    loss = _validation_loss(model, validation, config, device)
-    truths, found = predict_all(Predictor(model, device), validation)
-    metrics = compute_metrics(truths, found, threshold=0.5)
+def _set_size(model: FasterRCNN, config: TrainingConfig, scale: float) -> None:
+    architecture = ARCHITECTURES[config.detector.architecture]
+    sides = (
+        config.detector.min_size or architecture.min_size,
+        config.detector.max_size or architecture.max_size,
+    )
+    model.transform.min_size = (round(sides[0] * scale),)
+    model.transform.max_size = round(sides[1] * scale)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _decay(config: TrainingConfig, step: int) -> float:
+    """Lower at first, so that the random start is soon forgotten."""
+    assert config.ema_decay is not None
+    return min(config.ema_decay, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def _blend(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            average[name].lerp_(tensor.to(average[name].dtype), 1 - decay)
+        else:
+            average[name].copy_(tensor)
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
     return {
-        "validation_loss": loss,
-        "validation_ap50": metrics.ap50 or 0.0,
-        "validation_ap": metrics.ap or 0.0,
+        f"{index}/{name}": tensor if isinstance(tensor, Tensor) else torch.tensor(tensor)
+        for index, values in state.items()
+        for name, tensor in values.items()
+        if tensor is not None
     }
 
 
-def _validation_loss(
-    model: FasterRCNN, validation: ImageDataset, config: TrainingConfig, device: torch.device
-) -> float:
-    # The losses exist in training mode only; the statistics of batch norm must not learn from it.
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    state = torch.get_rng_state()
-    losses = []
-    with torch.no_grad():
-        for start in range(0, len(validation), config.batch_size):
-            stop = min(start + config.batch_size, len(validation))
-            images, targets = collate([validation[i] for i in range(start, stop)])
-            moved = [{k: v.to(device) for k, v in t.items() if k != "image_id"} for t in targets]
-            parts = model([i.to(device).float().div_(255.0) for i in images], moved)
-            losses.append(float(sum(parts.values())))
-    # How many pictures are validated must not change how the training goes on.
-    torch.set_rng_state(state)
-    return float(np.mean(losses))
-
-
-def _record(board: SummaryWriter, row: dict[str, float], step: int) -> None:
-    for name in ("validation_loss", "validation_ap50", "validation_ap", "seconds"):
-        prefix = "validation/" if name.startswith("validation_") else "epoch/"
-        board.add_scalar(prefix + name.removeprefix("validation_"), row[name], step)
-    board.flush()
-    logger.info(
-        "epoch %d done in %.0f s: loss %.3f, validation loss %.3f, validation AP50 %.3f",
-        row["epoch"],
-        row["seconds"],
-        row["train_loss"],
-        row["validation_loss"],
-        row["validation_ap50"],
-    )
-
-
-def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay)
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, rate, weight_decay=decay)
-
-
-def _rate(config: TrainingConfig, step: int, steps: int) -> float:
-    """The factor on the learning rate at a step."""
-    if step < config.warmup_steps:
-        return (step + 1) / (config.warmup_steps + 1)
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def _augmented(batch: Batch, config: TrainingConfig, generator: torch.Generator) -> Batch:
-    pairs = list(_augment_each(batch, config, generator))
-    return [image for image, _ in pairs], [target for _, target in pairs]
-
-
-def _augment_each(
-    batch: Batch, config: TrainingConfig, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Target]]:
-    for image, target in zip(*batch, strict=True):
-        mirror, light = torch.rand(2, generator=generator).tolist()
-        if config.flip and mirror < 0.5:
-            width = image.shape[-1]
-            boxes = target["boxes"]
-            image = image.flip(-1)
-            flipped = torch.stack(
-                [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
-            )
-            target = target | {"boxes": flipped}
-        if config.brightness:
-            factor = 1 + config.brightness * (2 * light - 1)
-            image = (image.float() * factor).clamp_(0, 255).to(torch.uint8)
-        yield image, target
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,33 +1,35 @@
 """The whole recipe: data set version in, model version out."""
 
-import logging
 import platform
-import time
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
 from gun_detection.database.models import DatasetVersion, GateDecision, ModelVersion
-from gun_detection.datasets.manifest import load_manifest
-from gun_detection.datasets.torch_dataset import DetectionDataset
 from gun_detection.detector.architectures import build_detector, select_device
-from gun_detection.detector.inference import Predictor
-from gun_detection.detector.weights import initialize
-from gun_detection.errors import DatasetError, NotFoundError
-from gun_detection.evaluation.metrics import choose_threshold
+from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
+from gun_detection.errors import NotFoundError
+from gun_detection.evaluation.matching import match_all
+from gun_detection.evaluation.threshold import choose_threshold
 from gun_detection.release.registry import NewModel, current_champion, publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
+from gun_detection.training.checkpoints import Checkpoints
 from gun_detection.training.config import TrainingConfig
-from gun_detection.training.loop import FitResult, Progress, fit, predict_all
+from gun_detection.training.launch import run_distributed
+from gun_detection.training.loop import Progress, State, predict_all
+from gun_detection.training.step import select_precision
+from gun_detection.training.worker import Job, open_data, run
 
-logger = logging.getLogger(__name__)
+_PACKAGES = ("gun-detection", "torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
 
 
 @dataclass(frozen=True)
@@ -83,35 +85,39 @@ def train(
     settings: Settings,
     storage: Storage,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    *,
+    resume: bool = True,
 ) -> ModelVersion:
     """Train on a data set version and publish the best epoch as a model version.
 
-    The operating threshold is chosen on the validation split; the holdout is not touched.
-    Raises `TrainingError`, `DatasetError`, `ModelError` or `NotFoundError`.
+    Goes on from the last checkpoint of the same recipe and data, unless not to `resume`. On a
+    machine with several GPUs it trains on all of them. The operating threshold is chosen on the
+    validation split; the holdout is not touched.
+    Raises `TrainingError`, `DatasetError`, `ModelError` or `NotFoundError`, and `TransientError`
+    when a training process was lost.
     """
-    manifest = load_manifest(storage, settings.data_bucket, dataset_id)
-    training = DetectionDataset(manifest, "train", settings, storage)
-    validation = DetectionDataset(manifest, "validation", settings, storage)
-    if not len(training) or not len(validation):
-        raise DatasetError(
-            f"data set {dataset_id[:12]} has {len(training)} pictures to train on and "
-            f"{len(validation)} to validate with: ingest more"
-        )
-    torch.manual_seed(config.seed)
-    model = build_detector(config.detector)
-    initialize(model, config.detector, config.initial_weights, storage)
-    device = select_device(settings.device)
     name = f"{config.detector.architecture}-{dataset_id[:8]}-{config.hash()[:8]}"
-    logger.info(
-        "training %s on %s: %d pictures, %d epochs", name, device, len(training), config.epochs
+    checkpoints = Checkpoints(storage, settings.data_bucket, name)
+    if not resume:
+        checkpoints.delete()
+    device = select_device(settings.device)
+    processes = settings.training_processes or (
+        torch.cuda.device_count() if device.type == "cuda" else 1
     )
-    wall, cpu = time.monotonic(), time.process_time()
-    result = fit(
-        model, config, training, validation, device, settings.tensorboard_dir / name, on_progress
-    )
-    truths, found = predict_all(Predictor(model, device), validation)
-    threshold = choose_threshold(truths, found)
-    record = _record(result, device, name, time.monotonic() - wall, time.process_time() - cpu)
+    job = Job(dataset_id, config, name)
+    if processes > 1:
+        best, state = run_distributed(job, processes, settings, on_progress)
+    else:
+        best, state = run(job, settings, storage, on_progress)
+    model = build_detector(config.detector)
+    model.load_state_dict(best)
+    data = open_data(dataset_id, config, settings, storage)
+    truths, found = predict_all(Predictor(model, device, EVALUATION_FLOOR), data.validation)
+    point = choose_threshold(match_all(truths, found), config.target)
+    record = _record(state, device, processes, config) | {
+        "tensorboard_run": name,
+        "operating_point": point.model_dump(mode="json"),
+    }
     with open_session(settings) as session:
         champion = current_champion(session)
         new = NewModel(
@@ -121,25 +127,47 @@ def train(
             config_hash=config.hash(),
             dataset_id=dataset_id,
             parent_id=champion.id if champion else None,
-            threshold=threshold,
+            threshold=point.threshold,
             training=record,
         )
-        return publish(new, settings, storage, session)
+        published = publish(new, settings, storage, session)
+    checkpoints.delete()
+    return published
 
 
 def _record(
-    result: FitResult, device: torch.device, run: str, wall: float, cpu: float
+    state: State, device: torch.device, processes: int, config: TrainingConfig
 ) -> dict[str, Any]:
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    """What is kept of how it went."""
+    cuda = device.type == "cuda"
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {
-        "tensorboard_run": run,
-        "best_epoch": result.best_epoch,
-        "history": result.history,
+        "best_epoch": state.best_epoch,
+        "history": state.history,
+        "events": state.events,
         "device": device.type,
-        "hardware": hardware,
+        "hardware": torch.cuda.get_device_name() if cuda else _processor(),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "precision": select_precision(config.precision, device),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "wall_seconds": round(wall, 1),
-        "cpu_seconds": round(cpu, 1),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "steps": state.step,
+        "images": state.images,
+        "wall_seconds": round(state.seconds, 1),
+        "cpu_seconds": round(state.cpu_seconds, 1),
+        "gpu_seconds": round(state.seconds * processes, 1) if cuda else 0.0,
+        "images_per_second": round(state.images / max(state.seconds, 1e-9), 2),
+        "peak_memory_mb": round(peak / 2**20),
     }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

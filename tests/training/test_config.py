@@ -23,6 +23,9 @@ def test_overrides_go_over_settings_go_over_the_preset(monkeypatch: pytest.Monke
         ("cpu", {"epochs.deep": 3}, "'epochs.deep'"),
         ("cpu", {"epochs": 0}, "epochs"),
         ("cpu", {"detector.architecture": "yolo"}, "resnet18_fpn"),
+        ("cpu", {"micro_batch": 100}, "micro_batch is larger than batch_size"),
+        ("cpu", {"augmentation.scales": []}, "scales"),
+        ("cpu", {"target.kind": "luck"}, "target.kind"),
     ],
 )
 def test_a_wrong_value_is_named(preset: str, overrides: dict[str, object], message: str) -> None:
@@ -39,7 +42,12 @@ def test_equal_recipes_have_equal_hashes() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("epochs=3", 3), ("learning_rate=0.01", 0.01), ("flip=false", False), ("clip_norm=", None)],
+    [
+        ("epochs=3", 3),
+        ("learning_rate=0.01", 0.01),
+        ("augmentation.flip=0", 0),
+        ("clip_norm=", None),
+    ],
 )
 def test_an_override_has_the_type_that_it_looks_like(text: str, expected: object) -> None:
     assert parse_override(text)[1] == expected

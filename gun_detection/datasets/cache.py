@@ -1,0 +1,80 @@
+"""Decoded pictures on the local disk, so that an epoch does not decode them again."""
+
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gun_detection.settings import Settings
+
+Pixels = NDArray[np.uint8]
+
+
+class PixelCache:
+    """Pictures of at most `side` pixels, uint8 (H, W, 3), by the sha256 of their file.
+
+    It grows to `pixel_cache_gb` (as counted when it is opened) and then takes in no more. A
+    damaged file in it is made anew; a full disk only means that nothing is kept.
+    """
+
+    def __init__(self, settings: Settings, side: int) -> None:
+        self._folder = settings.home / "cache" / "pixels" / str(side)
+        self._side = side
+        used = sum(file.stat().st_size for file in self._folder.glob("*/*.npy"))
+        self._room = settings.pixel_cache_gb * 1e9 - used
+
+    def get(self, sha256: str, decode: Callable[[], Pixels]) -> Pixels:
+        """The pixels of a file; `decode` gives them in full size where they are not kept."""
+        path = self._folder / sha256[:2] / f"{sha256}.npy"
+        try:
+            return _checked(np.load(path, allow_pickle=False), self._side)
+        except (FileNotFoundError, ValueError, EOFError):
+            pixels = shrink(decode(), self._side)
+        self._keep(path, pixels)
+        return pixels
+
+    def _keep(self, path: Path, pixels: Pixels) -> None:
+        if pixels.nbytes > self._room:
+            return
+        buffer = io.BytesIO()
+        np.save(buffer, pixels, allow_pickle=False)
+        try:
+            write_whole(path, buffer.getvalue())
+        except OSError:
+            self._room = 0
+        else:
+            self._room -= pixels.nbytes
+
+
+def _checked(pixels: Pixels, side: int) -> Pixels:
+    if pixels.ndim != 3 or pixels.dtype != np.uint8 or max(pixels.shape[:2]) > side:
+        raise ValueError("not a cached picture")
+    return pixels
+
+
+def shrink(pixels: Pixels, side: int) -> Pixels:
+    """The picture with a longer side of at most `side` pixels."""
+    height, width = pixels.shape[:2]
+    if max(height, width) <= side:
+        return pixels
+    factor = side / max(height, width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    smaller: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    return smaller
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, whoever else writes the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Two models on the same pictures, with the interval of each difference."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from gun_detection.errors import DatasetError
+from gun_detection.evaluation.bootstrap import (
+    Interval,
+    average_precisions,
+    draw_weights,
+    interval,
+    recalls_at_fppi,
+    resamples_for,
+)
+from gun_detection.evaluation.metrics import AtThreshold
+from gun_detection.evaluation.samples import Sample
+
+Numbers = Callable[[NDArray[np.int64]], dict[str, float]]
+
+
+class Difference(BaseModel):
+    """One number of two models; `interval` is that of `second - first`, 95 %."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    first: float | None
+    second: float | None
+    difference: float | None
+    interval: Interval | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def compare(
+    first: Sequence[Sample],
+    second: Sequence[Sample],
+    thresholds: tuple[float, float],
+) -> list[Difference]:
+    """Every number of two models at their own thresholds, by the paired bootstrap over groups.
+
+    Both are resampled by the same pictures, so that what is hard for both cancels out.
+    Raises `DatasetError` when they were not measured on the same pictures.
+    """
+    names = [sample.name for sample in first]
+    if names != [sample.name for sample in second]:
+        raise DatasetError("the two models were measured on other pictures: evaluate both again")
+    functions = [
+        _numbers(samples, threshold)
+        for samples, threshold in zip((first, second), thresholds, strict=True)
+    ]
+    ones = np.ones(len(names), dtype=np.int64)
+    points = [function(ones) for function in functions]
+    resamples = min(resamples_for([s.matched for s in samples]) for samples in (first, second))
+    weights = draw_weights([sample.group for sample in first], resamples)
+    drawn = [[function(row) for row in weights] for function in functions]
+    found = []
+    for name in points[0]:
+        a, b = points[0][name], points[1][name]
+        spread = np.array([y[name] - x[name] for x, y in zip(*drawn, strict=True)])
+        found.append(
+            Difference(
+                name=name,
+                first=_known(a),
+                second=_known(b),
+                difference=_known(b - a),
+                interval=interval(spread),
+            )
+        )
+    return found
+
+
+def _numbers(samples: Sequence[Sample], threshold: float) -> Numbers:
+    matched = [sample.matched for sample in samples]
+    precisions, recalls = average_precisions(matched), recalls_at_fppi(matched)
+    at_threshold = AtThreshold(matched, threshold)
+
+    def numbers(weights: NDArray[np.int64]) -> dict[str, float]:
+        row = {name: precisions[name](weights) for name in ("ap50", "ap75", "ap")}
+        row |= at_threshold(weights)
+        return row | {f"recall_at_fppi_{k}": v for k, v in recalls(weights).items()}
+
+    return numbers
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 4)

@@ -1,0 +1,141 @@
+"""The operating threshold: chosen on validation pictures for a stated target."""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gun_detection.evaluation.matching import Matched
+
+# Below this number of gun-free pictures a rate of false positives is not known well enough.
+_MIN_NEGATIVES = 20
+# Where nothing is known; the middle of the scale.
+_DEFAULT = 0.5
+
+
+class OperatingTarget(BaseModel):
+    """What a threshold is chosen for.
+
+    `fppi`: the best recall with at most `value` false positives per gun-free picture;
+    `precision`: the best recall with at least that precision; `f1`: the best F1;
+    `fixed`: `value` itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["fppi", "precision", "f1", "fixed"] = Field(
+        "fppi", description="`fppi`, `precision`, `f1` or `fixed`."
+    )
+    value: float = Field(
+        0.05, ge=0, description="False positives per gun-free picture, precision or threshold."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind in ("precision", "fixed") and self.value > 1:
+            raise ValueError(f"a {self.kind} lies between 0 and 1, not at {self.value}")
+        return self
+
+
+class OperatingPoint(BaseModel):
+    """A threshold, for which target, and what it gave on the pictures that it was chosen with.
+
+    `note` says why the target could not be followed, where it could not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold: float
+    target: OperatingTarget
+    recall: float | None
+    precision: float | None
+    fppi: float | None
+    negatives: int
+    note: str = ""
+
+
+def choose_threshold(pictures: Sequence[Matched], target: OperatingTarget) -> OperatingPoint:
+    """The lowest threshold that keeps the target (for `f1` the one where F1 is best).
+
+    Without enough gun-free pictures `fppi` cannot be judged: then F1 decides, and `note` says so.
+    """
+    if target.kind == "fixed":
+        return _point(pictures, target.value, target)
+    curve = _Curve(pictures)
+    if not curve.any_correct:
+        return _point(pictures, _DEFAULT, target, "nothing was found: no threshold can be chosen")
+    if target.kind == "f1":
+        return _point(pictures, curve.best_f1(), target)
+    if target.kind == "fppi" and curve.negatives < _MIN_NEGATIVES:
+        note = (
+            f"only {curve.negatives} gun-free pictures, {_MIN_NEGATIVES} are needed to judge "
+            "false positives on them: chosen for the best F1"
+        )
+        return _point(pictures, curve.best_f1(), target, note)
+    cut = curve.lowest(target)
+    if cut is None:
+        note = "no threshold keeps the target: chosen for the best F1"
+        return _point(pictures, curve.best_f1(), target, note)
+    return _point(pictures, cut, target)
+
+
+class _Curve:
+    """Counts after each detection, by falling score."""
+
+    def __init__(self, pictures: Sequence[Matched]) -> None:
+        scores = np.concatenate([np.zeros(0), *(p.found.scores for p in pictures)])
+        correct = np.concatenate([np.zeros(0, bool), *(p.correct for p in pictures)])
+        alarm = np.concatenate(
+            [np.zeros(0, bool), *(np.full(len(p.found.scores), p.negative) for p in pictures)]
+        )
+        order = np.argsort(-scores, kind="stable")
+        self.scores = scores[order]
+        self.hits = np.cumsum(correct[order])
+        self.marks = np.arange(1, len(order) + 1)
+        self.alarms = np.cumsum(alarm[order])
+        self.total = sum(len(p.truth) for p in pictures)
+        self.negatives = sum(p.negative for p in pictures)
+        # Only where the score falls can a threshold cut: tied scores stay or go together.
+        self.cuts = np.append(self.scores[:-1] > self.scores[1:], True)[: len(order)]
+
+    @property
+    def any_correct(self) -> bool:
+        return len(self.hits) > 0 and bool(self.hits[-1] > 0) and self.total > 0
+
+    def best_f1(self) -> float:
+        f1 = 2 * self.hits / (self.marks + self.total)
+        return self._below(int(np.argmax(np.where(self.cuts, f1, -1.0))))
+
+    def lowest(self, target: OperatingTarget) -> float | None:
+        if target.kind == "fppi":
+            good = self.alarms / self.negatives <= target.value
+        else:
+            good = self.hits / self.marks >= target.value
+        good &= self.cuts & (self.hits > 0)
+        last = np.flatnonzero(good)
+        return self._below(int(last[-1])) if len(last) else None
+
+    def _below(self, index: int) -> float:
+        """Half-way to the next lower score, so that this detection stays in."""
+        following = self.scores[index + 1] if index + 1 < len(self.scores) else 0.0
+        return round(float(self.scores[index] + following) / 2, 4)
+
+
+def _point(
+    pictures: Sequence[Matched], threshold: float, target: OperatingTarget, note: str = ""
+) -> OperatingPoint:
+    counts = np.array([p.counts(threshold) for p in pictures], dtype=np.int64).reshape(-1, 2)
+    negative: NDArray[np.bool_] = np.array([p.negative for p in pictures], dtype=bool)
+    hits, total = int(counts[:, 0].sum()), sum(len(p.truth) for p in pictures)
+    marks, negatives = int(counts.sum()), int(negative.sum())
+    return OperatingPoint(
+        threshold=threshold,
+        target=target,
+        recall=hits / total if total else None,
+        precision=hits / marks if marks else None,
+        fppi=int(counts[negative, 1].sum()) / negatives if negatives else None,
+        negatives=negatives,
+        note=note,
+    )

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import Tensor
+
+from gun_detection.training.augment import AugmentedDataset, Target
+from gun_detection.training.config import Augmentation
+
+EVERYTHING = Augmentation(flip=0.5, photometric=0.5, zoom_out=0.5, crop=0.7)
+
+
+class Squares:
+    """Grey pictures with a black rectangle in a white frame, or with nothing."""
+
+    def __init__(self, boxes: list[list[int]]) -> None:
+        self.boxes = boxes
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        image = torch.full((3, 120, 160), 200, dtype=torch.uint8)
+        for x1, y1, x2, y2 in self.boxes:
+            image[:, y1:y2, x1:x2] = 0
+        boxes = torch.tensor(self.boxes, dtype=torch.float32).reshape(-1, 4)
+        labels = torch.ones(len(boxes), dtype=torch.int64)
+        return image, {"boxes": boxes, "labels": labels, "image_id": torch.tensor([index])}
+
+
+@pytest.mark.parametrize("boxes", [[], [[20, 30, 60, 80]], [[20, 30, 60, 80], [100, 10, 150, 50]]])
+def test_boxes_stay_inside_and_go_with_their_pixels(boxes: list[list[int]]) -> None:
+    data = AugmentedDataset(Squares(boxes), EVERYTHING, 0)
+    for epoch in range(40):
+        image, target = data[epoch, 0]
+        assert type(image) is Tensor
+        assert type(target["boxes"]) is Tensor
+        assert image.dtype == torch.uint8
+        height, width = image.shape[1:]
+        kept = target["boxes"]
+        assert kept.shape == (len(target["labels"]), 4)
+        assert (kept[:, 2:] > kept[:, :2]).all()
+        assert (kept >= 0).all()
+        assert (kept[:, [0, 2]] <= width).all()
+        assert (kept[:, [1, 3]] <= height).all()
+        for x1, y1, x2, y2 in kept.round().int().tolist():
+            inside = image[:, y1:y2, x1:x2].float()
+            assert inside.mean() < 100, "the dark rectangle is where the box says"
+        assert len(kept) >= min(1, len(boxes)), "a crop keeps a gun"
+
+
+def test_gun_free_pictures_are_cropped_as_well() -> None:
+    data = AugmentedDataset(Squares([]), Augmentation(crop=1.0), 0)
+    sizes = {tuple(data[epoch, 0][0].shape) for epoch in range(10)}
+    assert len(sizes) > 5
+    assert all(height >= 60 and width >= 80 for _, height, width in sizes)
+
+
+def test_changes_follow_from_seed_epoch_and_index_alone() -> None:
+    first = AugmentedDataset(Squares([[20, 30, 60, 80]]), EVERYTHING, 0)
+    before = torch.get_rng_state()
+    image, target = first[3, 0]
+    assert torch.equal(torch.get_rng_state(), before), "the training's own random state is left"
+    torch.manual_seed(99)
+    again, same = first[3, 0]
+    assert torch.equal(image, again)
+    assert torch.equal(target["boxes"], same["boxes"])
+    assert not torch.equal(image, first[4, 0][0])
+    other = AugmentedDataset(Squares([[20, 30, 60, 80]]), EVERYTHING, 1)
+    assert not torch.equal(image, other[3, 0][0])
+
+
+def test_nothing_changes_without_augmentation() -> None:
+    plain = Squares([[20, 30, 60, 80]])
+    data = AugmentedDataset(plain, Augmentation(flip=0, photometric=0), 0)
+    image, target = data[5, 0]
+    assert torch.equal(image, plain[0][0])
+    assert torch.equal(target["boxes"], plain[0][1]["boxes"])

@@ -1,0 +1,138 @@
+"""From a data set version to a model version, on real servers; also in several processes."""
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from gun_detection import stages
+from gun_detection.database import open_session
+from gun_detection.errors import DatasetError, TrainingError, TransientError
+from gun_detection.release.registry import get_model
+from gun_detection.settings import Settings, load_settings
+from gun_detection.storage import Storage
+from gun_detection.training.loop import Progress
+
+# A few steps of the smallest detector that is not made for the tests: other processes know it.
+QUICK = {
+    "batch_size": 2,
+    "max_steps": 4,
+    "detector.min_size": 64,
+    "detector.max_size": 96,
+    "optimizer": "sgd",
+    "learning_rate": 1e-4,
+}
+
+
+@pytest.fixture
+def dataset(settings: Settings) -> str:
+    return str(stages.ingest("synthetic:40", settings)["dataset_id"])
+
+
+def keys(settings: Settings, storage: Storage, prefix: str) -> list[str]:
+    return [item.key for item in storage.list_objects(settings.data_bucket, prefix)]
+
+
+def test_a_model_version_holds_how_it_came_about(
+    settings: Settings, storage: Storage, dataset: str
+) -> None:
+    seen: list[Progress] = []
+    result = stages.train(settings, dataset, "smoke", QUICK, seen.append)
+    assert [now.step for now in seen] == [1, 2, 3, 4]
+    with open_session(settings) as session:
+        model = get_model(session, result["model_id"])
+    record = model.training
+    assert (record["device"], record["processes"], record["precision"]) == ("cpu", 1, "float32")
+    assert record["images"] == 8
+    assert record["wall_seconds"] > 0
+    assert record["cpu_seconds"] > 0
+    assert record["peak_memory_mb"] > 100
+    assert set(record["packages"]) >= {"torch", "torchvision", "gun-detection"}
+    assert record["operating_point"]["threshold"] == model.threshold
+    assert "only" in record["operating_point"]["note"], "too few gun-free pictures for the target"
+    assert keys(settings, storage, "checkpoints/") == [], "a finished training leaves none"
+    again = stages.train(settings, dataset, "smoke", QUICK)
+    assert (again["model_id"], again["created"]) == (result["model_id"], False)
+
+
+def test_an_interrupted_training_goes_on_or_starts_anew(
+    settings: Settings, storage: Storage, dataset: str
+) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(now: Progress) -> None:
+        if now.step == 3:
+            raise Stop
+
+    config = QUICK | {"checkpoint_minutes": 0}
+    undisturbed = stages.train(settings, dataset, "smoke", config)
+    for resume in (True, False):
+        with pytest.raises(Stop):
+            stages.train(settings, dataset, "smoke", config, stop, again=True)
+        assert keys(settings, storage, "checkpoints/")
+        seen: list[Progress] = []
+        result = stages.train(
+            settings, dataset, "smoke", config, seen.append, again=True, resume=resume
+        )
+        assert seen[0].step == (3 if resume else 1)
+        assert result["model_id"] == undisturbed["model_id"]
+
+
+def test_two_processes_train_one_model(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    monkeypatch.setenv("GUN_DETECTION_TRAINING_PROCESSES", "2")
+    settings = load_settings()
+    seen: list[Progress] = []
+    first = stages.train(settings, dataset, "smoke", QUICK, seen.append)
+    assert [now.step for now in seen] == [1, 2, 3, 4]
+    with open_session(settings) as session:
+        record = get_model(session, first["model_id"]).training
+    assert (record["processes"], record["images"]) == (2, 8)
+    second = stages.train(settings, dataset, "smoke", QUICK, again=True)
+    assert second["model_id"] == first["model_id"]
+
+
+def test_a_lost_process_is_tried_again_from_the_checkpoint(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    monkeypatch.setenv("GUN_DETECTION_TRAINING_PROCESSES", "2")
+    settings = load_settings()
+    config = QUICK | {"checkpoint_minutes": 0, "max_steps": 6}
+
+    def kill(now: Progress) -> None:
+        if now.step == 3:
+            workers = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if "gun_detection.training.worker" in child.cmdline()
+                and "torch.distributed.run" not in child.cmdline()
+            ]
+            os.kill(workers[-1].pid, signal.SIGKILL)
+
+    with pytest.raises(TransientError) as caught:
+        stages.train(settings, dataset, "smoke", config, kill)
+    assert caught.value.reason == "WORKER_LOST"
+    seen: list[Progress] = []
+    result = stages.train(settings, dataset, "smoke", config, seen.append)
+    assert 1 < seen[0].step <= 4
+    assert any("went on from the checkpoint" in event for event in result["events"])
+
+
+def test_what_a_worker_raises_is_raised(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    monkeypatch.setenv("GUN_DETECTION_TRAINING_PROCESSES", "2")
+    config = QUICK | {"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": None}
+    with pytest.raises(TrainingError, match="lower the learning rate") as caught:
+        stages.train(load_settings(), dataset, "smoke", config)
+    assert caught.value.reason == "LOSS_NOT_FINITE"
+
+
+def test_a_set_without_validation_pictures_is_refused(settings: Settings) -> None:
+    settings = settings.model_copy(update={"validation_share": 1e-9})
+    dataset = stages.ingest("synthetic:30", settings)["dataset_id"]
+    with pytest.raises(DatasetError, match="0 to validate with: ingest more"):
+        stages.train(settings, dataset, "smoke", QUICK)
