@@ -59,6 +59,20 @@ def test_the_loop_by_hand(cli: Run, settings: Settings, storage: Storage, tmp_pa
     metrics = ok(cli("evaluate", model, "--json"))
     assert metrics["images"] == dataset["holdout_images"]
 
+    low, high = metrics["intervals"]["recall"]
+    assert low <= metrics["recall"] <= high
+    assert {item["property"] for item in metrics["slices"]} >= {"source", "brightness"}
+    assert "95 % interval" in cli("evaluate", model)[1]
+    point = ok(cli("threshold", model, "--target", "fixed", "--value", 0.3, "--json"))
+    assert (point["threshold"], point["target"]["kind"]) == (0.3, "fixed")
+    other = ok(cli("train", "--preset", "smoke", "--set", "max_steps=2", "--restart", "--json"))[
+        "model_id"
+    ]
+    compared = ok(cli("compare", model, other, "--json"))
+    assert (compared["first"], compared["second"]) == (model, other)
+    assert {"ap50", "recall"} <= {item["name"] for item in compared["differences"]}
+    assert "ap50" in cli("compare", model, other)[1]
+
     code, _, errors = cli("promote", model)
     assert (code, "has not passed the gate" in errors) == (1, True)
     assert ok(cli("gate", model, "--min-ap50", 1, "--json"))["passed"] is False
@@ -75,7 +89,7 @@ def test_the_loop_by_hand(cli: Run, settings: Settings, storage: Storage, tmp_pa
     assert (summary["scored"], summary["quarantined"]) == (3, 1)
     assert ok(cli("score", "--json"))["planned"] == 0
 
-    assert [row["champion"] for row in ok(cli("models", "--json"))] == [True]
+    assert [row["champion"] for row in ok(cli("models", "--json"))] == [False, True]
     assert [row["dataset"] for row in ok(cli("datasets", "--json"))] == [dataset["dataset_id"]]
     assert all(check["ok"] for check in ok(cli("doctor", "--json")))
 
@@ -126,6 +140,8 @@ def test_a_file_is_evaluated_and_used_without_a_database(
         (["ingest", "synthetic:many"], 2, "synthetic:200:0"),
         (["train", "--preset", "fast"], 2, "choose from smoke, cpu, gpu, seed"),
         (["train", "--set", "epochs"], 2, "key=value"),
+        (["threshold", "champion", "--target", "luck"], 2, "'fppi', 'precision', 'f1'"),
+        (["compare", "a", "b", "--split", "train"], 2, "holdout or validation"),
         (["train"], 1, "there is no data set yet"),
         (["score"], 1, "there is no champion yet"),
         (["evaluate", "no-such-model"], 1, "gun-detection datasets|there is no"),

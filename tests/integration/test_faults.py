@@ -55,12 +55,31 @@ def test_a_scoring_run_survives_a_kill(
     assert sorted(outcomes(platform, prefix)) == sorted((prefix + p.name, 1) for p in pictures)
 
 
-def wait(platform: RunningPlatform, run_id: str) -> str:
+def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
+    platform: RunningPlatform, champion: dict[str, object]
+) -> None:
+    storage, bucket = Storage(platform.settings), platform.settings.data_bucket
+    overrides = {"max_steps": 60, "checkpoint_minutes": 0.05, "seed": 7}
+    conf = {"preset": "smoke", "overrides": overrides, "min_ap50": 0.0}
+    run_id = platform.airflow.trigger("retrain", conf)
+    deadline = time.monotonic() + 180
+    # Named by their steps: the first one is of the start.
+    while len([o.key for o in storage.list_objects(bucket, "checkpoints/")]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    os.kill(platform.stack.supervisor.states()["scheduler"].pid, signal.SIGKILL)
+    assert wait(platform, run_id, "retrain") == "success"
+    trained = platform.airflow.xcom("retrain", run_id, "train")
+    assert any(event.startswith("went on from the checkpoint") for event in trained["events"])
+    assert not list(storage.list_objects(bucket, "checkpoints/"))
+
+
+def wait(platform: RunningPlatform, run_id: str, dag_id: str = "score_uploads") -> str:
     """The final state; the API itself may be away for a while."""
     deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         try:
-            return platform.airflow.wait("score_uploads", run_id, timeout=60)
+            return platform.airflow.wait(dag_id, run_id, timeout=60)
         except TransientError:
             time.sleep(1)
         except PlatformError as error:
