@@ -73,8 +73,9 @@ lock: $(STAMP) $(UV) ## Resolve the dependencies of pyproject.toml again (UPGRAD
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra airflow --constraint requirements.txt \
 		--output-file docker/requirements-airflow.txt
 
-docs: $(STAMP) ## Write docs/settings.md from the code
+docs: $(STAMP) ## Write docs/settings.md and docs/recipes.md from the code
 	$(BIN)/python -m gun_detection.settings > docs/settings.md
+	$(BIN)/python -m gun_detection.training.config > docs/recipes.md
 
 clean: ## Delete caches and build results; neither .venv nor the platform's data
 	rm -rf .mypy_cache .pytest_cache .ruff_cache dist .cache

@@ -35,6 +35,17 @@ OURS: dict[str, Any] = {
     "ema_decay": 0.997,
     "patience": None,
 }
+SHOWN = (
+    "ap50",
+    "ap75",
+    "ap",
+    "threshold",
+    "precision",
+    "recall",
+    "false_positives_per_negative",
+    "sensitivity",
+    "specificity",
+)
 SEED: dict[str, Any] = {"preset": "seed", "detector.norm": "trainable", "frozen_stages": 0}
 
 
@@ -128,18 +139,23 @@ def export(settings: Any, model_id: str, result: dict[str, Any], out: Path) -> N
 
 
 def show(rows: list[Any]) -> None:
+    """Both recipes side by side, each number with its 95 % interval."""
     for recipe, result, record, seconds in rows:
         print(f"\n{recipe}: {result['model_id']}, {record['images']} presentations")
-        for name in (
-            "ap50",
-            "ap75",
-            "ap",
-            "recall",
-            "precision",
-            "false_positives_per_negative",
-        ):
-            print(f"  {name:32s} {result[name]}")
-        print(f"  cpu seconds {record['cpu_seconds']:.0f}, wall seconds {seconds:.0f}")
+        numbers = {name: result[name] for name in SHOWN}
+        numbers |= {f"recall_at_fppi_{k}": v for k, v in result["recall_at_fppi"].items()}
+        for name, value in numbers.items():
+            span = result["intervals"].get(name)
+            text = "not measured" if value is None else f"{value:.3f}"
+            print(f"  {name:32s} {text}" + (f"  [{span[0]:.3f}, {span[1]:.3f}]" if span else ""))
+        print(
+            f"  {'cost':32s} {record['cpu_seconds']:.0f} CPU s of training, "
+            f"{record['wall_seconds']:.0f} s in {record['processes']} processes; "
+            f"all told {seconds:.0f} s"
+        )
+    if len(rows) == 2:
+        first, second = (row[1]["ap50"] for row in rows)
+        print(f"\nAP50 ratio {first / max(second, 1e-9):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from embedded.config import REPOSITORY
 from gun_detection.errors import SettingsError
 from gun_detection.settings import load_settings
-from gun_detection.training.config import PRESETS, parse_override, resolve_config
+from gun_detection.training.config import PRESETS, parse_override, recipe_table, resolve_config
 
 
 def test_overrides_go_over_settings_go_over_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +56,16 @@ def test_equal_recipes_have_equal_hashes() -> None:
 )
 def test_an_override_has_the_type_that_it_looks_like(text: str, expected: object) -> None:
     assert parse_override(text)[1] == expected
+
+
+def test_the_documentation_is_current() -> None:
+    command = [sys.executable, "-m", "gun_detection.training.config"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert Path(REPOSITORY, "docs", "recipes.md").read_text() == printed, "run `make docs`"
+
+
+def test_every_value_of_a_recipe_is_described() -> None:
+    assert all(line.split("|")[2].strip() for line in recipe_table().splitlines())
 
 
 @pytest.mark.parametrize("text", ["epochs", "=3", ""])
