@@ -1,7 +1,9 @@
 import hashlib
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -105,3 +107,26 @@ def test_a_server_that_is_down_is_tried_again_later(
 def test_other_addresses_are_refused(uri: str) -> None:
     with pytest.raises(GunDetectionError, match="s3://bucket/prefix"):
         parse_s3_uri(uri)
+
+
+def test_a_server_that_fails_inside_is_transient_and_points_to_its_disk(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<Error><Code>InternalError</Code><Message>no</Message></Error>"
+            self.send_response(500)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("GUN_DETECTION_S3_ENDPOINT_URL", url)
+        with pytest.raises(ServiceUnavailableError, match="full disk is a common cause"):
+            Storage(load_settings()).get("bucket", "key")
+        server.shutdown()

@@ -125,3 +125,16 @@ def test_an_interrupted_write_leaves_the_old_file(
         config.write_private(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_says_so_already_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    config.write_private(path, "same")
+    before = path.stat().st_ino
+    config.write_private(path, "same")
+    assert path.stat().st_ino == before, "a platform can be looked at on a full disk"
+    path.chmod(0o644)
+    config.write_private(path, "same")
+    assert path.stat().st_mode & 0o077 == 0
+    config.write_private(path, "other")
+    assert path.read_text() == "other"

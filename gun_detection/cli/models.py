@@ -1,0 +1,223 @@
+"""Commands that make, measure and use models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gun_detection.cli.options import (
+    AsJson,
+    Dataset,
+    Model,
+    Overrides,
+    Preset,
+    Split,
+    Threshold,
+    Version,
+    check_split,
+    open_predictor,
+    read_settings,
+)
+from gun_detection.cli.output import progress, show, show_metrics, show_predictions, show_rows
+from gun_detection.errors import GunDetectionError
+
+
+def train(
+    preset: Preset = None,
+    overrides: Overrides = None,
+    dataset: Dataset = None,
+    again: Annotated[bool, typer.Option(help="Train although this was trained before.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--restart", help="Go on with a training that was interrupted."),
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a candidate on a data set version."""
+    from gun_detection import stages
+    from gun_detection.training.config import parse_override
+
+    changes = dict(parse_override(text) for text in overrides or [])
+    with progress("train", as_json) as advance:
+        result = stages.train(
+            read_settings(),
+            dataset,
+            preset,
+            changes,
+            lambda now: advance(now.step, now.steps),
+            again=again,
+            resume=resume,
+        )
+    text = "Trained" if result["created"] else "Trained before:"
+    show(result, as_json, f"{text} {result['model_id']}.")
+
+
+def evaluate(
+    model: Model,
+    folder: Annotated[
+        Path | None, typer.Option(help="Evaluate on this labelled folder or archive instead.")
+    ] = None,
+    dataset: Dataset = None,
+    split: Split = "holdout",
+    threshold: Threshold = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model: average precision, false positives, precision and recall."""
+    check_split(split)
+    if folder is None:
+        from gun_detection import stages
+
+        with progress("evaluate", as_json) as advance:
+            row = stages.evaluate(read_settings(), model, dataset, split, advance)  # type: ignore[arg-type]
+        show_metrics(row, as_json)
+        return
+    from gun_detection.detector.inference import EVALUATION_FLOOR
+    from gun_detection.evaluation.evaluate import evaluate_folder
+    from gun_detection.storage import Storage
+
+    settings = read_settings()
+    name, predictor, limit = open_predictor(model, settings, EVALUATION_FLOOR)
+    with progress("evaluate", as_json) as advance:
+        result = evaluate_folder(
+            predictor,
+            limit if threshold is None else threshold,
+            str(folder),
+            settings,
+            Storage(settings),
+            advance,
+        )
+    document = {
+        "model": name,
+        **result.metrics.model_dump(mode="json"),
+        "milliseconds_per_image": result.milliseconds_per_image,
+        "rejected": result.rejected,
+    }
+    show_metrics(document, as_json)
+
+
+def compare(
+    first: Version,
+    second: Version,
+    dataset: Dataset = None,
+    split: Split = "holdout",
+    as_json: AsJson = False,
+) -> None:
+    """Compare two model versions on the same pictures, with the interval of each difference."""
+    from gun_detection import stages
+
+    check_split(split)
+    result = stages.compare(read_settings(), first, second, dataset, split)  # type: ignore[arg-type]
+    if as_json:
+        show(result, as_json)
+    else:
+        show_rows(result["differences"], as_json, "")
+
+
+def threshold(
+    model: Version,
+    target: Annotated[str, typer.Option(help="fppi, precision, f1 or fixed.")] = "fppi",
+    value: Annotated[
+        float, typer.Option(min=0, help="False positives per gun-free picture, or precision.")
+    ] = 0.05,
+    dataset: Dataset = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the threshold of a model for a target, on the validation pictures."""
+    from gun_detection import stages
+
+    show(stages.threshold(read_settings(), model, target, value, dataset), as_json)
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    model: Annotated[str, typer.Option(help="As for `evaluate`.")] = "champion",
+    threshold: Threshold = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="Folder for copies with the boxes drawn in.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find guns in local pictures; nothing is stored in the database."""
+    from gun_detection.images import SandboxedDecoder, draw_boxes, encode_png
+
+    settings = read_settings()
+    name, predictor, limit = open_predictor(model, settings, settings.score_floor)
+    limit = limit if threshold is None else threshold
+    results: list[dict[str, Any]] = []
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    with SandboxedDecoder(settings) as decoder, progress("predict", as_json) as advance:
+        for number, path in enumerate(images, start=1):
+            try:
+                pixels = decoder.decode(path.read_bytes()).pixels
+            except (OSError, GunDetectionError) as error:
+                results.append({"file": str(path), "error": str(error)})
+                continue
+            [found] = predictor([pixels])
+            kept = found.above(limit)
+            rows = [
+                {"box": [round(float(v), 1) for v in box], "score": round(float(score), 4)}
+                for box, score in zip(kept.boxes, kept.scores, strict=True)
+            ]
+            results.append({"file": str(path), "detections": rows})
+            if output is not None:
+                drawn = draw_boxes(pixels, kept.boxes, kept.scores, limit)
+                (output / f"{number:04d}-{path.stem}.png").write_bytes(encode_png(drawn))
+            advance(number, len(images))
+    document = {"model": name, "threshold": limit, "review": "unreviewed", "images": results}
+    if as_json:
+        show(document, as_json)
+    else:
+        show_predictions(document)
+    if any("error" in result for result in results):
+        raise typer.Exit(1)
+
+
+def import_model(
+    file: Annotated[Path, typer.Argument(help="A .pth state dict or a .safetensors file.")],
+    architecture: Annotated[str, typer.Option(help="Architecture of a .pth.")] = "resnet50_fpn",
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Operating threshold.")] = 0.7,
+    as_json: AsJson = False,
+) -> None:
+    """Publish trained weights from elsewhere as a model version, to be gated like any other."""
+    from gun_detection.database import open_session
+    from gun_detection.release.registry import import_file
+    from gun_detection.storage import Storage
+
+    settings = read_settings()
+    with open_session(settings) as session:
+        model = import_file(file, architecture, threshold, settings, Storage(settings), session)
+    show({"model_id": model.id}, as_json, f"Imported as {model.id}.")
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the model versions, newest first, with the champion marked."""
+    from sqlalchemy import select
+
+    from gun_detection.database import open_session
+    from gun_detection.database.models import Evaluation, ModelVersion
+    from gun_detection.release.registry import current_champion
+
+    with open_session(read_settings()) as session:
+        champion = current_champion(session)
+        last = (
+            select(Evaluation.metrics["ap50"].as_float())
+            .where(Evaluation.model_id == ModelVersion.id, Evaluation.split == "holdout")
+            .order_by(Evaluation.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        rows = [
+            {
+                "model": model.id,
+                "champion": champion is not None and model.id == champion.id,
+                "created": f"{model.created_at:%Y-%m-%d %H:%M}",
+                "dataset": (model.dataset_id or "")[:12],
+                "holdout_ap50": ap50,
+                "threshold": model.threshold,
+            }
+            for model, ap50 in session.execute(
+                select(ModelVersion, last).order_by(ModelVersion.created_at.desc())
+            )
+        ]
+    show_rows(rows, as_json, "There is no model version yet.")

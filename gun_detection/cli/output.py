@@ -1,0 +1,92 @@
+"""What the program shows: tables for people, one JSON document for programs, bars on the side."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress(task: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; yields a function of (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
+        number = bar.add_task(task, total=None)
+        yield lambda done, total: bar.update(number, completed=done, total=total)
+
+
+def show(document: Mapping[str, Any], as_json: bool, headline: str | None = None) -> None:
+    if as_json:
+        print(json.dumps(document))
+        return
+    if headline:
+        out.print(escape(headline), soft_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in document.items():
+        if not isinstance(value, list | dict) or not headline:
+            table.add_row(name.replace("_", " "), escape(_text(value)))
+    out.print(table)
+
+
+def show_metrics(document: Mapping[str, Any], as_json: bool) -> None:
+    """Numbers with their 95 % intervals; slices and the like are in the report."""
+    if as_json:
+        print(json.dumps(document))
+        return
+    intervals = document["intervals"]
+    table = Table("", "value", "95 % interval", box=None, pad_edge=False)
+    numbers = {k: v for k, v in document.items() if not isinstance(v, list | dict)}
+    numbers |= {f"recall_at_fppi_{k}": v for k, v in document["recall_at_fppi"].items()}
+    for name, value in numbers.items():
+        span = intervals.get(name)
+        text = f"{span[0]:.3f} to {span[1]:.3f}" if span else ""
+        table.add_row(name.replace("_", " "), escape(_text(value)), text)
+    out.print(table)
+
+
+def show_rows(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
+    if as_json:
+        print(json.dumps(rows))
+    elif not rows:
+        out.print(empty)
+    else:
+        table = Table(*(name.replace("_", " ") for name in rows[0]), box=None)
+        for row in rows:
+            table.add_row(*(escape(_text(value)) for value in row.values()))
+        out.print(table)
+
+
+def show_predictions(document: dict[str, Any]) -> None:
+    table = Table("file", "guns", "scores", box=None)
+    for result in document["images"]:
+        if "error" in result:
+            table.add_row(escape(result["file"]), "–", f"[red]{escape(result['error'])}[/]")
+        else:
+            scores = ", ".join(f"{row['score']:.2f}" for row in result["detections"])
+            table.add_row(escape(result["file"]), str(len(result["detections"])), scores)
+    out.print(table)
+    out.print(
+        f"[dim]{document['model']}, threshold {document['threshold']:.2f}. "
+        "Unreviewed: a person has to look.[/]"
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "–" if value is None else str(value)
