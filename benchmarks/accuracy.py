@@ -24,6 +24,7 @@ from gun_detection.logs import configure_logging
 from gun_detection.release.registry import get_model
 from gun_detection.settings import load_settings
 from gun_detection.storage import Storage
+from gun_detection.training.config import parse_override
 from gun_detection.training.loop import Progress
 
 OURS: dict[str, Any] = {
@@ -96,8 +97,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             "checkpoint_minutes": 10,
         }
         if recipe == "ours":
-            from gun_detection.training.config import parse_override
-
             overrides |= dict(parse_override(text) for text in arguments.changes)
         started = time.monotonic()
         trained = stages.train(settings, None, preset, overrides, progress())

@@ -199,9 +199,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 def build_detector(config: DetectorConfig) -> FasterRCNN:
     """A Faster R-CNN with random weights, in training mode, on the CPU."""
     architecture = ARCHITECTURES[config.architecture]
+    shorter, longer = input_size(config)
     model = architecture.build(
-        min_size=config.min_size or architecture.min_size,
-        max_size=config.max_size or architecture.max_size,
+        min_size=shorter,
+        max_size=longer,
         box_detections_per_img=config.max_detections,
     )
     features = model.roi_heads.box_predictor.cls_score.in_features
@@ -211,6 +212,12 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
     if config.norm == "folded":
         fold_batch_norm(model.backbone.body)
     return model
+
+
+def input_size(config: DetectorConfig) -> tuple[int, int]:
+    """(shorter side, longest side) that pictures are resized to, pixels."""
+    architecture = ARCHITECTURES[config.architecture]
+    return config.min_size or architecture.min_size, config.max_size or architecture.max_size
 
 
 def _freeze_batch_norm(module: nn.Module, eps: float) -> None:
@@ -252,5 +259,6 @@ __all__ = [
     "DetectorConfig",
     "build_detector",
     "fold_batch_norm",
+    "input_size",
     "select_device",
 ]

@@ -1,24 +1,19 @@
 """Two models on the same pictures, with the interval of each difference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from gun_detection.errors import DatasetError
 from gun_detection.evaluation.bootstrap import (
     Interval,
-    average_precisions,
     draw_weights,
     interval,
-    recalls_at_fppi,
     resamples_for,
 )
-from gun_detection.evaluation.metrics import AtThreshold
+from gun_detection.evaluation.metrics import numbers_of
 from gun_detection.evaluation.samples import Sample
-
-Numbers = Callable[[NDArray[np.int64]], dict[str, float]]
 
 
 class Difference(BaseModel):
@@ -51,13 +46,13 @@ def compare(
     names = [sample.name for sample in first]
     if names != [sample.name for sample in second]:
         raise DatasetError("the two models were measured on other pictures: evaluate both again")
+    both = [[sample.matched for sample in samples] for samples in (first, second)]
     functions = [
-        _numbers(samples, threshold)
-        for samples, threshold in zip((first, second), thresholds, strict=True)
+        numbers_of(matched, threshold) for matched, threshold in zip(both, thresholds, strict=True)
     ]
     ones = np.ones(len(names), dtype=np.int64)
     points = [function(ones) for function in functions]
-    resamples = min(resamples_for([s.matched for s in samples]) for samples in (first, second))
+    resamples = min(resamples_for(matched) for matched in both)
     weights = draw_weights([sample.group for sample in first], resamples)
     drawn = [[function(row) for row in weights] for function in functions]
     found = []
@@ -74,19 +69,6 @@ def compare(
             )
         )
     return found
-
-
-def _numbers(samples: Sequence[Sample], threshold: float) -> Numbers:
-    matched = [sample.matched for sample in samples]
-    precisions, recalls = average_precisions(matched), recalls_at_fppi(matched)
-    at_threshold = AtThreshold(matched, threshold)
-
-    def numbers(weights: NDArray[np.int64]) -> dict[str, float]:
-        row = {name: precisions[name](weights) for name in ("ap50", "ap75", "ap")}
-        row |= at_threshold(weights)
-        return row | {f"recall_at_fppi_{k}": v for k, v in recalls(weights).items()}
-
-    return numbers
 
 
 def _known(value: float) -> float | None:

@@ -4,7 +4,7 @@ Average precision comes from a maintained COCO evaluator, counts at the operatin
 `matching`, intervals from `bootstrap`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ def compute_metrics(
     pictures: Sequence[Matched], threshold: float, groups: Sequence[str] | None = None
 ) -> Metrics:
     """Metrics over pictures; those of one of the `groups` are drawn together for the intervals."""
-    at_threshold = AtThreshold(pictures, threshold)
+    at_threshold = _AtThreshold(pictures, threshold)
     everything = np.ones(len(pictures), dtype=np.int64)
     recalls = recalls_at_fppi(pictures)
     groups = groups or [str(index) for index in range(len(pictures))]
@@ -117,7 +117,7 @@ def compute_metrics(
         **{name: _known(value) for name, value in at_threshold(everything).items()},
         recall_at_fppi={str(k): _known(v) for k, v in recalls(everything).items()},
         calibration_error=calibration_error(pictures),
-        intervals=_intervals(pictures, at_threshold, groups),
+        intervals=_intervals(pictures, threshold, groups),
     )
 
 
@@ -141,7 +141,7 @@ def calibration_error(pictures: Sequence[Matched]) -> float | None:
     return round(sum(abs(score - right) * number for score, right, number in rows) / total, 4)
 
 
-class AtThreshold:
+class _AtThreshold:
     """The counts of each picture at a threshold; called with weights, the numbers of a resample."""
 
     def __init__(self, pictures: Sequence[Matched], threshold: float) -> None:
@@ -165,18 +165,30 @@ class AtThreshold:
         }
 
 
+def numbers_of(
+    pictures: Sequence[Matched], threshold: float
+) -> Callable[[NDArray[np.int64]], dict[str, float]]:
+    """A function that gives every number of a resample by its weights; NaN where there is none."""
+    precisions, recalls = average_precisions(pictures), recalls_at_fppi(pictures)
+    at_threshold = _AtThreshold(pictures, threshold)
+
+    def numbers(weights: NDArray[np.int64]) -> dict[str, float]:
+        row = {name: function(weights) for name, function in precisions.items()}
+        row |= at_threshold(weights)
+        return row | {f"recall_at_fppi_{level}": v for level, v in recalls(weights).items()}
+
+    return numbers
+
+
 def _intervals(
-    pictures: Sequence[Matched], at_threshold: AtThreshold, groups: Sequence[str]
+    pictures: Sequence[Matched], threshold: float, groups: Sequence[str]
 ) -> dict[str, Interval | None]:
     if not pictures:
         return {}
-    precisions, recalls = average_precisions(pictures), recalls_at_fppi(pictures)
+    numbers = numbers_of(pictures, threshold)
     values: dict[str, list[float]] = {}
     for weights in draw_weights(groups, resamples_for(pictures)):
-        row = {name: function(weights) for name, function in precisions.items()}
-        row |= at_threshold(weights)
-        row |= {f"recall_at_fppi_{level}": value for level, value in recalls(weights).items()}
-        for name, value in row.items():
+        for name, value in numbers(weights).items():
             values.setdefault(name, []).append(value)
     return {name: interval(np.array(column)) for name, column in values.items()}
 
@@ -216,4 +228,5 @@ __all__ = [
     "calibration",
     "calibration_error",
     "compute_metrics",
+    "numbers_of",
 ]

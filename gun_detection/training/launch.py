@@ -101,9 +101,11 @@ def _failure(folder: Path, code: int, lines: list[str]) -> GunDetectionError:
         content = json.loads(file.read_text())
         kind: type[GunDetectionError] = getattr(errors, content["kind"])
         return kind(content["message"], reason=content["reason"])
-    end = "\n".join(lines[-_LAST_LINES:])
+    # When one process is killed, the others fail for want of it: both are tried again. What
+    # torchrun adds at the end says nothing of the cause.
+    causes = [line for line in lines if line.startswith("[rank")] or lines
+    end = "\n".join(causes[-_LAST_LINES:])
     return TransientError(
-        f"a training process ended with {code} (killed, or out of memory); the end of its log:\n"
-        f"{end}",
+        f"a training process was lost (exit code {code}); the end of the log:\n{end}",
         reason="WORKER_LOST",
     )

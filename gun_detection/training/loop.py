@@ -15,19 +15,25 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.datasets.torch_dataset import collate
-from gun_detection.detector.architectures import ARCHITECTURES
+from gun_detection.detector.architectures import ARCHITECTURES, input_size
 from gun_detection.detector.inference import EVALUATION_FLOOR, Detections, Predictor
 from gun_detection.errors import TrainingError
 from gun_detection.evaluation.matching import Boxes, match_all
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.training import distributed
 from gun_detection.training.augment import AugmentedDataset, ImageDataset
+from gun_detection.training.average import blend, copy_weights
 from gun_detection.training.board import Board
-from gun_detection.training.checkpoints import Checkpoint, Checkpoints
+from gun_detection.training.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from gun_detection.training.config import TrainingConfig
 from gun_detection.training.order import Order
 from gun_detection.training.seeds import mix
-from gun_detection.training.step import Stepper, build_optimizer, learning_rate
+from gun_detection.training.step import Stepper, build_optimizer, learning_rate, on_device
 from gun_detection.training.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -106,7 +112,7 @@ class Training:
             network, build_optimizer(self.model, config), config, device, data.names
         )
         self._watch = Watch()
-        self._average = _copy(self.model) if config.ema_decay else {}
+        self._average = copy_weights(self.model) if config.ema_decay else {}
         self._best: dict[str, Tensor] = {}
         self._shadow = copy.deepcopy(self.model)
         self._samples = AugmentedDataset(data.train, config.augmentation, config.seed)
@@ -198,7 +204,8 @@ class Training:
         values = distributed.mean(self._stepper(batch))
         state.step += 1
         if self._average:
-            _blend(self._average, self.model, _decay(config, state.step))
+            assert config.ema_decay is not None
+            blend(self._average, self.model, config.ema_decay, state.step)
         self._watch.see(
             values["loss"], values["gradient_norm"], warm=state.step > config.warmup_steps
         )
@@ -283,10 +290,8 @@ class Training:
         data, total = self.data.validation, 0.0
         with torch.inference_mode():
             for index in range(len(data)):
-                image, target = data[index]
-                inputs = [image.to(self.device).float().div_(255.0)]
-                labels = [{name: target[name].to(self.device) for name in ("boxes", "labels")}]
-                total += float(sum(self._shadow(inputs, labels).values()))
+                images, targets = on_device(collate([data[index]]), self.device)
+                total += float(sum(self._shadow(images, targets).values()))
         return total / len(data)
 
     def _save(self) -> None:
@@ -301,7 +306,7 @@ class Training:
             "model": self.model.state_dict(),
             "average": self._average,
             "best": self._best,
-            "optimizer": _flatten(self._stepper.optimizer),
+            "optimizer": optimizer_tensors(self._stepper.optimizer),
         }
         tensors = {
             f"{part}/{name}": tensor.detach().cpu().contiguous().clone()
@@ -325,7 +330,7 @@ class Training:
         self.model.load_state_dict(parts["model"])
         self._average = {name: t.to(self.device) for name, t in parts["average"].items()}
         self._best = parts["best"]
-        _unflatten(self._stepper.optimizer, parts["optimizer"])
+        restore_optimizer(self._stepper.optimizer, parts["optimizer"])
         self.state = State(**checkpoint.state)
         self._stepper.parts = self.state.parts
         self._watch = Watch.from_json(self.state.watch)
@@ -384,48 +389,6 @@ def freeze_stages(model: FasterRCNN, config: TrainingConfig) -> None:
 
 
 def _set_size(model: FasterRCNN, config: TrainingConfig, scale: float) -> None:
-    architecture = ARCHITECTURES[config.detector.architecture]
-    sides = (
-        config.detector.min_size or architecture.min_size,
-        config.detector.max_size or architecture.max_size,
-    )
-    model.transform.min_size = (round(sides[0] * scale),)
-    model.transform.max_size = round(sides[1] * scale)
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def _decay(config: TrainingConfig, step: int) -> float:
-    """Lower at first, so that the random start is soon forgotten."""
-    assert config.ema_decay is not None
-    return min(config.ema_decay, (1 + step) / (10 + step))
-
-
-@torch.no_grad()
-def _blend(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            average[name].lerp_(tensor.to(average[name].dtype), 1 - decay)
-        else:
-            average[name].copy_(tensor)
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}/{name}": tensor if isinstance(tensor, Tensor) else torch.tensor(tensor)
-        for index, values in state.items()
-        for name, tensor in values.items()
-        if tensor is not None
-    }
-
-
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    shorter, longer = input_size(config.detector)
+    model.transform.min_size = (round(shorter * scale),)
+    model.transform.max_size = round(longer * scale)

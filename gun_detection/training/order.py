@@ -1,5 +1,6 @@
 """Which pictures make which batch: a function of seed and epoch, so that it can be resumed."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,11 +63,7 @@ class Order:
 
     def _grouped(self, drawn: list[int]) -> list[int]:
         """Wide after square after tall: neighbours need little padding, and stay shuffled."""
-        return sorted(drawn, key=lambda index: round(_log_ratio(self.aspects[index])))
-
-
-def _log_ratio(aspect: float) -> float:
-    return float(torch.log2(torch.tensor(aspect)))
+        return sorted(drawn, key=lambda index: round(math.log2(self.aspects[index])))
 
 
 def plan_order(entries: Sequence[Entry], config: TrainingConfig) -> Order:

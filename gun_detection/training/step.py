@@ -77,10 +77,7 @@ class Stepper:
         return {name: float(value) for name, value in totals.items()}
 
     def _backward(self, batch: Batch, weight: float, last: bool) -> dict[str, Tensor]:
-        images = [image.to(self.device).float().div_(255.0) for image in batch[0]]
-        targets = [
-            {name: t[name].to(self.device) for name in ("boxes", "labels")} for t in batch[1]
-        ]
+        images, targets = on_device(batch, self.device)
         if isinstance(self.network, DistributedDataParallel):
             # Gradients travel once a step, with its last part.
             self.network.require_backward_grad_sync = last
@@ -116,6 +113,13 @@ class Stepper:
             "lower the learning rate or look at these pictures and their boxes",
             reason="LOSS_NOT_FINITE",
         )
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch as the detector takes it: images as float32 in [0, 1], boxes and labels."""
+    images = [image.to(device).float().div_(255.0) for image in batch[0]]
+    targets = [{name: t[name].to(device) for name in ("boxes", "labels")} for t in batch[1]]
+    return images, targets
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

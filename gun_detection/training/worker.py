@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gun_detection.datasets.manifest import load_manifest
 from gun_detection.datasets.torch_dataset import DetectionDataset
-from gun_detection.detector.architectures import ARCHITECTURES, build_detector, select_device
+from gun_detection.detector.architectures import build_detector, input_size, select_device
 from gun_detection.detector.weights import initialize
 from gun_detection.errors import DatasetError, GunDetectionError
 from gun_detection.settings import Settings, load_settings
@@ -87,8 +87,7 @@ def open_data(
 ) -> Data:
     """The pictures of a data set version; raises `DatasetError` when a split is empty."""
     manifest = load_manifest(storage, settings.data_bucket, dataset_id)
-    architecture = ARCHITECTURES[config.detector.architecture]
-    side = config.detector.max_size or architecture.max_size
+    _, side = input_size(config.detector)
     train = DetectionDataset(
         manifest,
         "train",
@@ -131,11 +130,8 @@ def main(folder: Path) -> None:
             save_file(best, folder / "best.safetensors")
             (folder / "state.json").write_text(json.dumps(asdict(state)))
         distributed.stop()
-    except Exception as error:
-        kind, message, reason = "TrainingError", repr(error), "WORKER_FAILED"
-        if isinstance(error, GunDetectionError):
-            kind, message, reason = type(error).__name__, error.message, error.reason
-        content = {"kind": kind, "message": message, "reason": reason}
+    except GunDetectionError as error:
+        content = {"kind": type(error).__name__, "message": error.message, "reason": error.reason}
         (folder / "error.json").write_text(json.dumps(content))
         raise
 
