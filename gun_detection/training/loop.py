@@ -115,7 +115,9 @@ class Training:
         self._average = copy_weights(self.model) if config.ema_decay else {}
         self._best: dict[str, Tensor] = {}
         self._shadow = copy.deepcopy(self.model)
-        self._samples = AugmentedDataset(data.train, config.augmentation, config.seed)
+        self._samples = AugmentedDataset(
+            data.train, config.augmentation, config.seed, input_size(config.detector)
+        )
         self._checkpoints, self._log_dir = checkpoints, log_dir
         self._workers, self._on_progress = workers, on_progress
         self._epoch_steps = data.order.steps

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from gun_detection.database import open_session
@@ -85,3 +86,35 @@ def test_other_bytes_in_the_bucket_are_refused(
         dataset[0]
     assert caught.value.reason == "SHA256_MISMATCH"
     assert not list((settings.home / "cache").rglob(entry.sha256))
+
+
+def test_a_picture_of_twenty_megapixels_is_learnt_from_in_little(
+    settings: Settings, storage: Storage, make_folder: Callable[..., Path]
+) -> None:
+    folder = make_folder()
+    # Two of them, as their splits follow from their bytes.
+    for number in (2, 3):
+        file = folder / "Images" / f"{number}.jpeg"
+        with Image.open(file) as picture:
+            factor = round((20e6 / (picture.width * picture.height)) ** 0.5) + 1
+            picture.resize((picture.width * factor, picture.height * factor)).save(file, "JPEG")
+        label = folder / "Labels" / f"{number}.txt"
+        count, *boxes = label.read_text().splitlines()
+        larger = [" ".join(str(int(x) * factor) for x in box.split()) for box in boxes]
+        label.write_text("\n".join([count, *larger]))
+    with open_session(settings) as session:
+        result = ingest(str(folder), settings, storage, session)
+    manifest = load_manifest(storage, settings.data_bucket, result.dataset_id)
+    dataset = DetectionDataset(manifest, "train", settings, storage, side=300)
+    large = [i for i, entry in enumerate(dataset.entries) if entry.width * entry.height > 20e6]
+    assert large
+    for index in large:
+        entry = dataset.entries[index]
+        image, target = dataset[index]
+        assert max(image.shape) == 300
+        assert len(target["boxes"]) == len(entry.boxes) > 0
+        shown = target["boxes"] / torch.tensor([image.shape[2], image.shape[1]] * 2)
+        whole = torch.from_numpy(entry.box_array()) / torch.tensor([entry.width, entry.height] * 2)
+        assert torch.allclose(shown, whole, atol=1e-4)
+        for x1, y1, x2, y2 in target["boxes"].round().int().tolist():
+            assert image[:, y1:y2, x1:x2].float().mean() < image.float().mean(), "guns are dark"

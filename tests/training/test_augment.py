@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gun_detection.training.augment import AugmentedDataset, Target
+from gun_detection.training.augment import AugmentedDataset, Target, mosaic
 from gun_detection.training.config import Augmentation
 
 EVERYTHING = Augmentation(flip=0.5, photometric=0.5, zoom_out=0.5, crop=0.7)
+ALWAYS_MOSAIC = Augmentation(flip=0.5, photometric=0, mosaic=1)
+SIZE = (96, 128)
 
 
 class Squares:
@@ -28,7 +30,7 @@ class Squares:
 
 @pytest.mark.parametrize("boxes", [[], [[20, 30, 60, 80]], [[20, 30, 60, 80], [100, 10, 150, 50]]])
 def test_boxes_stay_inside_and_go_with_their_pixels(boxes: list[list[int]]) -> None:
-    data = AugmentedDataset(Squares(boxes), EVERYTHING, 0)
+    data = AugmentedDataset(Squares(boxes), EVERYTHING, 0, SIZE)
     for epoch in range(40):
         image, target = data[epoch, 0]
         assert type(image) is Tensor
@@ -48,14 +50,14 @@ def test_boxes_stay_inside_and_go_with_their_pixels(boxes: list[list[int]]) -> N
 
 
 def test_gun_free_pictures_are_cropped_as_well() -> None:
-    data = AugmentedDataset(Squares([]), Augmentation(crop=1.0), 0)
+    data = AugmentedDataset(Squares([]), Augmentation(crop=1.0), 0, SIZE)
     sizes = {tuple(data[epoch, 0][0].shape) for epoch in range(10)}
     assert len(sizes) > 5
     assert all(height >= 60 and width >= 80 for _, height, width in sizes)
 
 
 def test_changes_follow_from_seed_epoch_and_index_alone() -> None:
-    first = AugmentedDataset(Squares([[20, 30, 60, 80]]), EVERYTHING, 0)
+    first = AugmentedDataset(Squares([[20, 30, 60, 80]]), EVERYTHING, 0, SIZE)
     before = torch.get_rng_state()
     image, target = first[3, 0]
     assert torch.equal(torch.get_rng_state(), before), "the training's own random state is left"
@@ -64,13 +66,70 @@ def test_changes_follow_from_seed_epoch_and_index_alone() -> None:
     assert torch.equal(image, again)
     assert torch.equal(target["boxes"], same["boxes"])
     assert not torch.equal(image, first[4, 0][0])
-    other = AugmentedDataset(Squares([[20, 30, 60, 80]]), EVERYTHING, 1)
+    other = AugmentedDataset(Squares([[20, 30, 60, 80]]), EVERYTHING, 1, SIZE)
     assert not torch.equal(image, other[3, 0][0])
+
+
+class Gallery(Squares):
+    """Pictures of many shapes, each with the same rectangles in its own shade."""
+
+    shapes = ((120, 160), (160, 120), (40, 300), (30, 30), (500, 400))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        height, width = self.shapes[index]
+        image = torch.full((3, height, width), 250, dtype=torch.uint8)
+        boxes = torch.tensor(self.boxes, dtype=torch.float32).reshape(-1, 4)
+        boxes *= torch.tensor([width, height, width, height])
+        for x1, y1, x2, y2 in boxes.round().int().tolist():
+            image[:, y1:y2, x1:x2] = 0
+        labels = torch.ones(len(boxes), dtype=torch.int64)
+        return image, {"boxes": boxes, "labels": labels, "image_id": torch.tensor([index])}
+
+
+@pytest.mark.parametrize("index", range(len(Gallery.shapes)))
+def test_a_mosaic_has_four_pictures_and_their_boxes(index: int) -> None:
+    data = AugmentedDataset(Gallery([[0.3, 0.2, 0.7, 0.8]]), ALWAYS_MOSAIC, 0, SIZE)
+    counts = set()
+    for epoch in range(30):
+        image, target = data[epoch, index]
+        height, width = image.shape[1:]
+        assert max(height, width) <= 128
+        assert (height > width) == (Gallery.shapes[index][0] > Gallery.shapes[index][1])
+        boxes = target["boxes"]
+        assert len(boxes) == len(target["labels"])
+        assert int(target["image_id"]) == index
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        for x1, y1, x2, y2 in boxes.int().tolist():
+            assert image[:, y1 : y2 + 1, x1 : x2 + 1].float().mean() < 125
+            assert 0 <= x1 < x2 <= width
+            assert 0 <= y1 < y2 <= height
+        counts.add(len(boxes))
+    assert max(counts) == 4
+
+
+def test_a_box_that_a_mosaic_leaves_little_of_is_dropped() -> None:
+    first, ribbon = Squares([])[0], Squares([[0, 0, 160, 2]])[0]
+    # Cut to its box, this is 80 times as wide as high, and a tile shows a small part of it.
+    ribbon = ribbon[0][:, :2], ribbon[1]
+    image, target = mosaic([first, ribbon, ribbon, ribbon], SIZE)
+    assert (image == 0).any()
+    assert target["boxes"].shape == (0, 4)
+
+
+def test_a_mosaic_of_one_picture_and_of_gun_free_ones() -> None:
+    one = AugmentedDataset(Squares([[20, 30, 60, 80]]), ALWAYS_MOSAIC, 0, SIZE)
+    assert one[0, 0][0].shape == (3, 96, 128)
+    _, target = AugmentedDataset(Gallery([]), ALWAYS_MOSAIC, 0, SIZE)[0, 0]
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].shape == (0,)
 
 
 def test_nothing_changes_without_augmentation() -> None:
     plain = Squares([[20, 30, 60, 80]])
-    data = AugmentedDataset(plain, Augmentation(flip=0, photometric=0), 0)
+    data = AugmentedDataset(plain, Augmentation(flip=0, photometric=0), 0, SIZE)
     image, target = data[5, 0]
     assert torch.equal(image, plain[0][0])
     assert torch.equal(target["boxes"], plain[0][1]["boxes"])

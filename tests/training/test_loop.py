@@ -33,7 +33,7 @@ CONFIG = TrainingConfig(
     warmup_steps=1,
     ema_decay=0.9,
     checkpoint_minutes=0,
-    augmentation=Augmentation(zoom_out=0.5, crop=0.5, scales=(0.8, 1.0)),
+    augmentation=Augmentation(zoom_out=0.5, crop=0.5, mosaic=0.3, scales=(0.8, 1.0)),
 )
 
 
@@ -66,18 +66,28 @@ def train(settings: Settings, storage: Storage, tmp_path: Path) -> Callable[...,
     """Runs a training to its end, or to the step in `kill_at`; it can be run again."""
 
     def run(
-        config: TrainingConfig = CONFIG, name: str = "run", guns: int = 1, kill_at: int = 0
+        config: TrainingConfig = CONFIG,
+        name: str = "run",
+        *,
+        guns: int = 1,
+        count: int = 6,
+        kill_at: int = 0,
     ) -> Training:
         def progress(now: Progress) -> None:
             if now.step == kill_at:
                 raise Killed
 
         torch.manual_seed(config.seed)
-        order = Order([1.25] * 6, [1.0] * 6, config.batch_size, config.seed, True)
+        order = Order([1.25] * count, [1.0] * count, config.batch_size, config.seed, True)
         training = Training(
             build_detector(config.detector),
             config,
-            Data(Pictures(6, guns), Pictures(3, seed=50), order, [f"sha-{i}" for i in range(6)]),
+            Data(
+                Pictures(count, guns),
+                Pictures(min(count, 3), seed=50),
+                order,
+                [f"sha-{i}" for i in range(count)],
+            ),
             torch.device("cpu"),
             tmp_path / name,
             Checkpoints(storage, settings.data_bucket, name),
@@ -174,6 +184,12 @@ def test_a_picture_with_a_hundred_boxes_trains(train: Callable[..., Training]) -
     assert math.isfinite(history[0]["train_loss"])
 
 
+def test_a_single_picture_trains(train: Callable[..., Training]) -> None:
+    state = train(CONFIG.model_copy(update={"batch_size": 4}), count=1).state
+    assert (state.step, state.images) == (3, 3)
+    assert all(math.isfinite(row["train_loss"]) for row in state.history)
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(
     train: Callable[..., Training],
 ) -> None:
@@ -192,7 +208,10 @@ def test_without_progress_it_stops_early(train: Callable[..., Training]) -> None
     config = CONFIG.model_copy(update={"learning_rate": 1e-12, "epochs": 9, "patience": 2})
     state = train(config).state
     assert state.step < 9 * 3
-    assert any("no better AP50 in 2 validations" in event for event in state.events)
+    assert [event for event in state.events if "no better AP50 in 2 validations" in event]
+    again = train(config).state
+    assert again.step == state.step
+    assert sum("no better AP50" in event for event in again.events) == 1
 
 
 def test_divergence_goes_back_once_with_a_lower_rate_and_then_stops(
