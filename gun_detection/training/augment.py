@@ -1,5 +1,6 @@
 """Training pictures as the recipe changes them, through torchvision's transforms v2."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -42,14 +43,19 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: Augmentation,
         seed: int,
         size: tuple[int, int],
+        plain_from: float = math.inf,
     ) -> None:
-        """`size` is the detector's (shorter, longest side), that a mosaic is put together in."""
+        """`size` is the detector's (shorter, longest side), that a mosaic is put together in.
+
+        From the epoch `plain_from` on there is neither mosaic nor zoom-out nor crop.
+        """
         self._dataset = dataset
         self._seed = seed
         self._size = size
         self._mosaic = augmentation.mosaic
-        self._whole = build_transform(augmentation)
-        self._tiled = build_transform(
+        self._plain_from = plain_from
+        self._strong = build_transform(augmentation)
+        self._plain = build_transform(
             augmentation.model_copy(update={"zoom_out": 0.0, "crop": 0.0})
         )
 
@@ -58,14 +64,14 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
         image, target = self._dataset[index]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self._seed, epoch, index))
-            # Without mosaic no number is drawn for it.
-            if self._mosaic and float(torch.rand(())) < self._mosaic:
+            transform = self._strong
+            if epoch >= self._plain_from:
+                transform = self._plain
+            elif float(torch.rand(())) < self._mosaic:
                 others = torch.randint(len(self._dataset), (3,)).tolist()
                 tiles = [(image, target), *(self._dataset[other] for other in others)]
                 image, target = mosaic(tiles, self._size)
-                transform = self._tiled
-            else:
-                transform = self._whole
+                transform = self._plain
             image, target = transform(tv_tensors.Image(image), _wrapped(image, target))
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
         return image.as_subclass(Tensor).contiguous(), plain

@@ -33,6 +33,12 @@ class Augmentation(BaseModel):
     mosaic: float = Field(
         0.0, ge=0, le=1, description="Probability of four pictures as the tiles of one."
     )
+    plain_end: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the epochs, the last ones, without mosaic, zoom-out and crop.",
+    )
     scales: tuple[float, ...] = Field(
         (1.0,), description="Factors on the input size; each step draws one for its whole batch."
     )
@@ -143,7 +149,13 @@ PRESETS: dict[str, TrainingConfig] = {
         warmup_steps=200,
         clip_norm=5.0,
         ema_decay=0.998,
-        augmentation=Augmentation(zoom_out=0.3, crop=0.3, scales=(0.7, 0.8, 0.9, 1.0, 1.1, 1.2)),
+        augmentation=Augmentation(
+            zoom_out=0.3,
+            crop=0.3,
+            mosaic=0.5,
+            plain_end=0.15,
+            scales=(0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
+        ),
         negative_share=0.2,
         patience=6,
     ),

@@ -115,13 +115,15 @@ class Training:
         self._average = copy_weights(self.model) if config.ema_decay else {}
         self._best: dict[str, Tensor] = {}
         self._shadow = copy.deepcopy(self.model)
+        self._epoch_steps = data.order.steps
+        self.steps = min(config.epochs * self._epoch_steps, config.max_steps or 2**62)
+        # Ge et al., "YOLOX", 2021, section 2.1: the end is spent on pictures as they are.
+        plain_from = (1 - config.augmentation.plain_end) * self.steps / self._epoch_steps
         self._samples = AugmentedDataset(
-            data.train, config.augmentation, config.seed, input_size(config.detector)
+            data.train, config.augmentation, config.seed, input_size(config.detector), plain_from
         )
         self._checkpoints, self._log_dir = checkpoints, log_dir
         self._workers, self._on_progress = workers, on_progress
-        self._epoch_steps = data.order.steps
-        self.steps = min(config.epochs * self._epoch_steps, config.max_steps or 2**62)
 
     def run(self) -> dict[str, Tensor]:
         """Train to the end and return the weights of the best validation, on the CPU.

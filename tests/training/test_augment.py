@@ -127,6 +127,14 @@ def test_a_mosaic_of_one_picture_and_of_gun_free_ones() -> None:
     assert target["labels"].shape == (0,)
 
 
+def test_the_last_epochs_are_plain() -> None:
+    everything = Augmentation(flip=0, photometric=0, zoom_out=1, crop=1, mosaic=0.5)
+    plain = Squares([[20, 30, 60, 80]])
+    data = AugmentedDataset(plain, everything, 0, SIZE, plain_from=3.4)
+    assert all(data[epoch, 0][0].shape != plain[0][0].shape for epoch in range(4))
+    assert all(torch.equal(data[epoch, 0][0], plain[0][0]) for epoch in (4, 5, 6))
+
+
 def test_nothing_changes_without_augmentation() -> None:
     plain = Squares([[20, 30, 60, 80]])
     data = AugmentedDataset(plain, Augmentation(flip=0, photometric=0), 0, SIZE)
