@@ -41,6 +41,13 @@ class Matched:
     def negative(self) -> bool:
         return len(self.truth) == 0
 
+    @cached_property
+    def stray(self) -> NDArray[np.bool_]:
+        """Which detections touch no gun at all."""
+        most = pairwise_iou(self.found.boxes, self.truth).max(axis=1, initial=0.0)
+        stray: NDArray[np.bool_] = most == 0
+        return stray
+
     def counts(self, threshold: float) -> tuple[int, int]:
         """(true positives, false positives) among the detections from `threshold` on."""
         kept = self.correct[self.found.scores >= threshold]

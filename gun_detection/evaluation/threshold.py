@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gun_detection.evaluation.matching import Matched
 
-# Below this number of gun-free pictures a rate of false positives is not known well enough.
-_MIN_NEGATIVES = 20
+# Below this number of pictures a rate of false positives is not known well enough.
+_MIN_PICTURES = 20
 # Where nothing is known; the middle of the scale.
 _DEFAULT = 0.5
 
@@ -59,36 +59,45 @@ class OperatingPoint(BaseModel):
 def choose_threshold(pictures: Sequence[Matched], target: OperatingTarget) -> OperatingPoint:
     """The lowest threshold that keeps the target (for `f1` the one where F1 is best).
 
-    Without enough gun-free pictures `fppi` cannot be judged: then F1 decides, and `note` says so.
+    Without enough gun-free pictures for `fppi`, marks that touch no gun, on all pictures, stand for
+    false positives on gun-free ones; without enough pictures F1 decides. `note` says so.
     """
     if target.kind == "fixed":
         return _point(pictures, target.value, target)
-    curve = _Curve(pictures)
+    negatives = sum(p.negative for p in pictures)
+    few = target.kind == "fppi" and negatives < _MIN_PICTURES
+    curve = _Curve(pictures, everywhere=few)
     if not curve.any_correct:
         return _point(pictures, _DEFAULT, target, "nothing was found: no threshold can be chosen")
     if target.kind == "f1":
         return _point(pictures, curve.best_f1(), target)
-    if target.kind == "fppi" and curve.negatives < _MIN_NEGATIVES:
+    note = ""
+    if few:
         note = (
-            f"only {curve.negatives} gun-free pictures, {_MIN_NEGATIVES} are needed to judge "
-            "false positives on them: chosen for the best F1"
+            f"only {negatives} gun-free pictures, {_MIN_PICTURES} are needed to judge false "
+            "positives on them: "
         )
-        return _point(pictures, curve.best_f1(), target, note)
+        if len(pictures) < _MIN_PICTURES:
+            return _point(pictures, curve.best_f1(), target, note + "chosen for the best F1")
+        note += f"marks that touch no gun on all {len(pictures)} pictures stand for these"
     cut = curve.lowest(target)
     if cut is None:
         note = "no threshold keeps the target: chosen for the best F1"
         return _point(pictures, curve.best_f1(), target, note)
-    return _point(pictures, cut, target)
+    return _point(pictures, cut, target, note)
 
 
 class _Curve:
-    """Counts after each detection, by falling score."""
+    """Counts after each detection, by falling score.
 
-    def __init__(self, pictures: Sequence[Matched]) -> None:
+    Alarms are what touches no gun, on gun-free pictures or everywhere.
+    """
+
+    def __init__(self, pictures: Sequence[Matched], *, everywhere: bool) -> None:
         scores = np.concatenate([np.zeros(0), *(p.found.scores for p in pictures)])
         correct = np.concatenate([np.zeros(0, bool), *(p.correct for p in pictures)])
         alarm = np.concatenate(
-            [np.zeros(0, bool), *(np.full(len(p.found.scores), p.negative) for p in pictures)]
+            [np.zeros(0, bool), *(p.stray & (p.negative or everywhere) for p in pictures)]
         )
         order = np.argsort(-scores, kind="stable")
         self.scores = scores[order]
@@ -96,7 +105,7 @@ class _Curve:
         self.marks = np.arange(1, len(order) + 1)
         self.alarms = np.cumsum(alarm[order])
         self.total = sum(len(p.truth) for p in pictures)
-        self.negatives = sum(p.negative for p in pictures)
+        self.judged = sum(p.negative or everywhere for p in pictures)
         # Only where the score falls can a threshold cut: tied scores stay or go together.
         self.cuts = np.append(self.scores[:-1] > self.scores[1:], True)[: len(order)]
 
@@ -110,7 +119,7 @@ class _Curve:
 
     def lowest(self, target: OperatingTarget) -> float | None:
         if target.kind == "fppi":
-            good = self.alarms / self.negatives <= target.value
+            good = self.alarms / self.judged <= target.value
         else:
             good = self.hits / self.marks >= target.value
         good &= self.cuts & (self.hits > 0)

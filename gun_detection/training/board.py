@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from gun_detection.detector.inference import Detections
@@ -47,9 +46,6 @@ class Board:
             self._writer.add_scalar(f"train/{name}", value, step)
         for name, value in speed.items():
             self._writer.add_scalar(f"progress/{name}", value, step)
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated() / 2**30
-            self._writer.add_scalar("progress/gpu_memory_gib", peak, step)
 
     def validation(
         self,

@@ -31,6 +31,7 @@ from gun_detection.training.checkpoints import (
     restore_optimizer,
 )
 from gun_detection.training.config import TrainingConfig
+from gun_detection.training.hardware import peak_memory_mb
 from gun_detection.training.order import Order
 from gun_detection.training.seeds import mix
 from gun_detection.training.step import Stepper, build_optimizer, learning_rate, on_device
@@ -58,7 +59,7 @@ class Progress:
 @dataclass
 class State:
     """Where a training is, as JSON types. `history` has one row of numbers per validation,
-    `events` says in words what did not go as planned."""
+    `events` says in words what did not go as planned, `peak_memory_mb` is of one process."""
 
     step: int = 0
     validated: int = 0
@@ -70,6 +71,7 @@ class State:
     waits: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    peak_memory_mb: int = 0
     watch: dict[str, Any] = field(default_factory=lambda: Watch().to_json())
     history: list[dict[str, float]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
@@ -237,7 +239,12 @@ class Training:
         self._board.step(
             step,
             values,
-            {"learning_rate": lr, "images_per_second": rate, "seconds_waiting_for_data": waited},
+            {
+                "learning_rate": lr,
+                "images_per_second": rate,
+                "seconds_waiting_for_data": waited,
+                "peak_memory_mb": peak_memory_mb(self.device),
+            },
         )
 
     def _validate(self) -> None:
@@ -325,6 +332,8 @@ class Training:
         # The other processes work as much as this one.
         self.state.cpu_seconds += (now[1] - self._start[1]) * distributed.size()
         self._start = now
+        memory = peak_memory_mb(self.device)
+        self.state.peak_memory_mb = max(self.state.peak_memory_mb, memory)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         parts: dict[str, dict[str, Tensor]] = {"average": {}, "best": {}, "optimizer": {}}

@@ -1,11 +1,9 @@
 """The whole recipe: data set version in, model version out."""
 
 import platform
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from gun_detection.training.checkpoints import Checkpoints
 from gun_detection.training.config import TrainingConfig
+from gun_detection.training.hardware import device_name
 from gun_detection.training.launch import run_distributed
 from gun_detection.training.loop import Progress, State, predict_all
 from gun_detection.training.step import select_precision
@@ -140,17 +139,12 @@ def _record(
 ) -> dict[str, Any]:
     """What is kept of how it went."""
     cuda = device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
     return {
         "best_epoch": state.best_epoch,
         "history": state.history,
         "events": state.events,
         "device": device.type,
-        "hardware": torch.cuda.get_device_name() if cuda else _processor(),
+        "hardware": device_name(device),
         "processes": processes,
         "threads": torch.get_num_threads(),
         "precision": select_precision(config.precision, device),
@@ -162,12 +156,5 @@ def _record(
         "cpu_seconds": round(state.cpu_seconds, 1),
         "gpu_seconds": round(state.seconds * processes, 1) if cuda else 0.0,
         "images_per_second": round(state.images / max(state.seconds, 1e-9), 2),
-        "peak_memory_mb": round(peak / 2**20),
+        "peak_memory_mb": state.peak_memory_mb,
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

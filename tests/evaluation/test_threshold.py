@@ -47,9 +47,25 @@ def test_the_best_recall_at_a_precision() -> None:
     assert point.recall == pytest.approx(0.8)
 
 
-def test_too_few_gun_free_pictures_cannot_judge_false_positives() -> None:
+def test_with_few_gun_free_pictures_marks_away_from_guns_count_on_all() -> None:
+    beside = [GUN[0] + 1, GUN[1] + 1, GUN[2] + 60, GUN[3] + 60]
+    pictures = [
+        *[picture([]) for _ in range(5)],
+        *[picture([GUN], (GUN, 0.9), (beside, 0.85)) for _ in range(30)],
+        *[picture([GUN], (GUN, 0.7), (OTHER, 0.4)) for _ in range(4)],
+        picture([GUN], (GUN, 0.3)),
+    ]
+    point = choose_threshold(pictures, OperatingTarget(value=0.05))
+    assert "only 5 gun-free pictures" in point.note
+    assert "on all 40 pictures" in point.note
+    assert 0.4 < point.threshold < 0.7, "four strays in forty pictures are over the budget"
+    assert choose_threshold(pictures, OperatingTarget(value=0.1)).threshold < 0.3
+
+
+def test_with_few_pictures_at_all_f1_decides() -> None:
     point = choose_threshold(PICTURES[30:], OperatingTarget())
     assert "only 10 gun-free pictures" in point.note
+    assert "best F1" in point.note
     assert point.threshold == choose_threshold(PICTURES[30:], F1).threshold
 
 

@@ -43,6 +43,7 @@ def test_a_model_version_holds_how_it_came_about(
     with open_session(settings) as session:
         model = get_model(session, result["model_id"])
     record = model.training
+    assert record["hardware"]
     assert (record["device"], record["processes"], record["precision"]) == ("cpu", 1, "float32")
     assert record["images"] == 8
     assert record["wall_seconds"] > 0
