@@ -155,6 +155,22 @@ def show(rows: list[Any]) -> None:
     if len(rows) == 2:
         first, second = (row[1]["ap50"] for row in rows)
         print(f"\nAP50 ratio {first / max(second, 1e-9):.2f}")
+        show_cost(rows[0][2]["history"], rows[1][2])
+
+
+def show_cost(ours: list[dict[str, float]], theirs: dict[str, Any]) -> None:
+    """When ours was as good on the validation pictures as the other became at best."""
+    best = max(theirs["history"], key=lambda row: row["validation_ap50"])
+    for row in ours:
+        if row["validation_ap50"] >= best["validation_ap50"]:
+            share = row["cpu_seconds"] / theirs["cpu_seconds"]
+            print(
+                f"best validation AP50 of seed, {best['validation_ap50']:.3f}, was passed by ours "
+                f"({row['validation_ap50']:.3f}) after {row['cpu_seconds']:.0f} CPU s: "
+                f"ratio to seed's whole training {share:.2f}"
+            )
+            return
+    print("ours never passed the best validation AP50 of seed")
 
 
 if __name__ == "__main__":

@@ -249,6 +249,7 @@ class Training:
 
     def _validate(self) -> None:
         """Measure on the validation pictures, in the first process, and tell the others."""
+        self._count_time()
         state, start = self.state, time.monotonic()
         epoch = -(-state.step // self._epoch_steps)
         row: dict[str, float] = {}
@@ -262,6 +263,7 @@ class Training:
             row = {
                 "epoch": epoch,
                 "step": state.step,
+                "cpu_seconds": round(state.cpu_seconds, 1),
                 "train_loss": self._watch.loss,
                 "validation_loss": loss,
                 "validation_ap50": precision["ap50"] or 0.0,

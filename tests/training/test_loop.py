@@ -105,7 +105,10 @@ def weights(training: Training) -> list[bytes]:
 
 
 def numbers(training: Training) -> str:
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in training.state.history]
+    rows = [
+        {name: value for name, value in row.items() if not name.endswith("seconds")}
+        for row in training.state.history
+    ]
     return json.dumps(rows)
 
 
@@ -163,6 +166,7 @@ def test_curves_pictures_and_recipe_go_to_tensorboard(
         "train/gradient_norm",
         "progress/learning_rate",
         "progress/images_per_second",
+        "progress/peak_memory_mb",
         "validation/loss",
         "validation/ap50",
         "validation/ap",
