@@ -24,18 +24,10 @@ from gun_detection.logs import configure_logging
 from gun_detection.release.registry import get_model
 from gun_detection.settings import load_settings
 from gun_detection.storage import Storage
-from gun_detection.training.config import parse_override
+from gun_detection.training.config import PRESETS, parse_override
 from gun_detection.training.loop import Progress
 
-OURS: dict[str, Any] = {
-    "preset": "gpu",
-    "batch_size": 4,
-    "learning_rate": 5e-4,
-    "detector.norm": "folded",
-    "frozen_stages": 2,
-    "ema_decay": 0.997,
-    "patience": None,
-}
+OURS: dict[str, Any] = {"preset": "cpu", "patience": None}
 SHOWN = (
     "ap50",
     "ap75",
@@ -84,7 +76,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     for recipe in arguments.recipes:
         overrides = dict(OURS if recipe == "ours" else SEED)
         preset = overrides.pop("preset")
-        batch = overrides.get("batch_size", 3)
+        if recipe == "ours":
+            overrides |= dict(parse_override(text) for text in arguments.changes)
+        batch = overrides.get("batch_size", PRESETS[preset].batch_size)
         steps = arguments.presentations // batch
         # An epoch with repeated gun-free pictures is a little longer than the split.
         epochs = max(1, round(arguments.presentations / dataset["train_images"]))
@@ -96,8 +90,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             "validate_every": max(1, epochs // arguments.validations),
             "checkpoint_minutes": 10,
         }
-        if recipe == "ours":
-            overrides |= dict(parse_override(text) for text in arguments.changes)
         started = time.monotonic()
         trained = stages.train(settings, None, preset, overrides, progress())
         result = stages.evaluate(settings, trained["model_id"])

@@ -122,13 +122,7 @@ def main() -> None:
             "detector": DetectorConfig(architecture="resnet50_fpn", norm="folded"),
         }
     )
-    small = same.model_copy(
-        update={
-            "batch_size": 4,
-            "frozen_stages": 2,
-            "detector": DetectorConfig(architecture="mobilenet_v2_fpn", norm="folded"),
-        }
-    )
+    small = PRESETS["cpu"]
     rows: dict[str, Callable[[], Iterator[int]]] = {
         "tutorial loop, ResNet-50-FPN, 800 px": lambda: tutorial(device),
         "ours, the same network and size": lambda: ours(same, device),

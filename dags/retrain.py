@@ -37,7 +37,7 @@ pictures, the *TensorBoard* button of **train** the curves.
         "preset": Param(
             None,
             type=["null", "string"],
-            enum=[None, "smoke", "cpu", "gpu", "seed"],
+            enum=[None, "smoke", "demo", "cpu", "gpu", "seed"],
             values_display={"null": "as configured"},
             title="Preset",
             description="Named recipe.",

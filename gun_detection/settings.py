@@ -90,7 +90,7 @@ class Settings(BaseSettings):
 
     # Training
     training_preset: str = Field(
-        "cpu", description="Named training configuration: `smoke`, `cpu`, `gpu` or `seed`."
+        "demo", description="Named recipe: `smoke`, `demo`, `cpu`, `gpu` or `seed`."
     )
     architecture: str | None = Field(
         None, description="Detector architecture instead of the preset's own."

@@ -138,7 +138,7 @@ def test_a_file_is_evaluated_and_used_without_a_database(
         (["evaluate", "champion", "--split", "train"], 2, "holdout or validation"),
         (["score", "--threshold", "2"], 2, "Invalid value for"),
         (["ingest", "synthetic:many"], 2, "synthetic:200:0"),
-        (["train", "--preset", "fast"], 2, "choose from smoke, cpu, gpu, seed"),
+        (["train", "--preset", "fast"], 2, "choose from smoke, demo, cpu, gpu, seed"),
         (["train", "--set", "epochs"], 2, "key=value"),
         (["threshold", "champion", "--target", "luck"], 2, "'fppi', 'precision', 'f1'"),
         (["compare", "a", "b", "--split", "train"], 2, "holdout or validation"),

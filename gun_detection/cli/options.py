@@ -12,7 +12,7 @@ Dataset = Annotated[
     str | None, typer.Option("--dataset", help="Data set version; the newest by default.")
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="smoke, cpu, gpu or seed; by default the settings' own.")
+    str | None, typer.Option(help="smoke, demo, cpu, gpu or seed; by default the settings' own.")
 ]
 Overrides = Annotated[
     list[str] | None,
