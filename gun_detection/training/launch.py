@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -61,15 +63,28 @@ def run_distributed(
 
 
 def _relay(process: subprocess.Popen[str], on_progress: Callable[[Progress], None]) -> None:
-    """Pass the progress on until the processes end; they do not outlive an interruption."""
+    """Pass progress and log on until the processes end; they do not outlive an interruption."""
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if line.startswith("{"):
-                on_progress(Progress(**json.loads(line)))
+            content = _parse(line)
+            if "progress" in content:
+                on_progress(Progress(**content["progress"]))
+            elif "log" in content:
+                entry = content["log"]
+                logging.getLogger(entry["name"]).log(entry["level"], "%s", entry["message"])
     except BaseException:
         process.terminate()
         raise
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """What the first process says of itself; others print as they like."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _command(processes: int, folder: Path) -> list[str]:

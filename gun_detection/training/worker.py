@@ -125,6 +125,8 @@ def main(folder: Path) -> None:
     )
     try:
         distributed.start(select_device(settings.device).type)
+        if distributed.rank() == 0:
+            logging.getLogger("gun_detection").addHandler(_Relay())
         best, state = run(job, settings, Storage(settings), _print_progress)
         if distributed.rank() == 0:
             save_file(best, folder / "best.safetensors")
@@ -138,7 +140,15 @@ def main(folder: Path) -> None:
 
 def _print_progress(progress: Progress) -> None:
     if distributed.rank() == 0:
-        print(json.dumps(asdict(progress)), flush=True)
+        print(json.dumps({"progress": asdict(progress)}), flush=True)
+
+
+class _Relay(logging.Handler):
+    """Sends what is logged on to the process that started this one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        content = {"name": record.name, "level": record.levelno, "message": record.getMessage()}
+        print(json.dumps({"log": content}), flush=True)
 
 
 if __name__ == "__main__":

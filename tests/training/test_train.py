@@ -1,5 +1,6 @@
 """From a data set version to a model version, on real servers; also in several processes."""
 
+import logging
 import os
 import signal
 
@@ -82,15 +83,21 @@ def test_an_interrupted_training_goes_on_or_starts_anew(
 
 
 def test_two_processes_train_one_model(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, dataset: str
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dataset: str,
 ) -> None:
+    caplog.set_level(logging.INFO, "gun_detection")
     monkeypatch.setenv("GUN_DETECTION_TRAINING_PROCESSES", "2")
     settings = load_settings()
     seen: list[Progress] = []
     first = stages.train(settings, dataset, "smoke", QUICK, seen.append)
     assert [now.step for now in seen] == [1, 2, 3, 4]
+    assert sum("validation AP50" in message for message in caplog.messages) == 1
     with open_session(settings) as session:
         record = get_model(session, first["model_id"]).training
+    assert record["peak_memory_mb"] > 100
     assert (record["processes"], record["images"]) == (2, 8)
     second = stages.train(settings, dataset, "smoke", QUICK, again=True)
     assert second["model_id"] == first["model_id"]
