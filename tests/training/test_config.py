@@ -22,7 +22,7 @@ def test_overrides_go_over_settings_go_over_the_preset(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("preset", "overrides", "message"),
     [
-        ("fast", {}, "choose from smoke, cpu, gpu, seed"),
+        ("fast", {}, "choose from smoke, demo, cpu, gpu, seed"),
         ("cpu", {"epoch": 3}, "'epoch'"),
         ("cpu", {"detector.depth": 3}, "'detector.depth'"),
         ("cpu", {"epochs.deep": 3}, "'epochs.deep'"),
