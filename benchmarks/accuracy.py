@@ -144,10 +144,11 @@ def show(rows: list[Any]) -> None:
             f"{record['wall_seconds']:.0f} s in {record['processes']} processes; "
             f"all told {seconds:.0f} s"
         )
-    if len(rows) == 2:
-        first, second = (row[1]["ap50"] for row in rows)
-        print(f"\nAP50 ratio {first / max(second, 1e-9):.2f}")
-        show_cost(rows[0][2]["history"], rows[1][2])
+    found = {row[0]: row for row in rows}
+    if len(found) == 2:
+        ours, seed = found["ours"], found["seed"]
+        print(f"\nAP50 ratio {ours[1]['ap50'] / max(seed[1]['ap50'], 1e-9):.2f}")
+        show_cost(ours[2]["history"], seed[2])
 
 
 def show_cost(ours: list[dict[str, float]], theirs: dict[str, Any]) -> None:
