@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.datasets.torch_dataset import collate
-from gun_detection.detector.architectures import ARCHITECTURES, input_size
-from gun_detection.detector.inference import EVALUATION_FLOOR, Detections, Predictor
+from gun_detection.detector.architectures import input_size
+from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
 from gun_detection.errors import TrainingError
-from gun_detection.evaluation.matching import Boxes, match_all
+from gun_detection.evaluation.matching import match_all
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.training import distributed
 from gun_detection.training.augment import AugmentedDataset, ImageDataset
@@ -32,9 +32,11 @@ from gun_detection.training.checkpoints import (
 )
 from gun_detection.training.config import TrainingConfig
 from gun_detection.training.hardware import peak_memory_mb
+from gun_detection.training.network import prepare, set_input_size
 from gun_detection.training.order import Order
 from gun_detection.training.seeds import mix
-from gun_detection.training.step import Stepper, build_optimizer, learning_rate, on_device
+from gun_detection.training.step import Stepper, build_optimizer, learning_rate
+from gun_detection.training.validate import predict_all, validation_loss
 from gun_detection.training.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -104,8 +106,7 @@ class Training:
     ) -> None:
         self.config, self.data, self.device = config, data, device
         self.state = State()
-        freeze_stages(model, config)
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = prepare(model, config, device)
         network: nn.Module = self.model
         if distributed.size() > 1:
             network = DistributedDataParallel(self.model)
@@ -227,7 +228,7 @@ class Training:
         scales = self.config.augmentation.scales
         generator = torch.Generator().manual_seed(seed)
         scale = scales[int(torch.randint(len(scales), (1,), generator=generator))]
-        _set_size(self.model, self.config, scale)
+        set_input_size(self.model, self.config, scale)
 
     def _show(self, values: dict[str, float], epoch: int, waited: float) -> None:
         seconds = self.state.seconds + time.monotonic() - self._start[0]
@@ -255,7 +256,7 @@ class Training:
         row: dict[str, float] = {}
         if distributed.rank() == 0:
             self._shadow.load_state_dict(self._average or self.model.state_dict())
-            loss = self._validation_loss()
+            loss = validation_loss(self._shadow, self.data.validation, self.config, self.device)
             truths, found = predict_all(
                 Predictor(self._shadow, self.device, EVALUATION_FLOOR), self.data.validation
             )
@@ -291,21 +292,6 @@ class Training:
             row["validation_ap"],
             row["seconds"],
         )
-
-    def _validation_loss(self) -> float:
-        # The losses exist in training mode only; batch norm must not learn from these pictures.
-        self._shadow.train()
-        for module in self._shadow.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        _set_size(self._shadow, self.config, 1.0)
-        torch.manual_seed(mix(self.config.seed, 3))
-        data, total = self.data.validation, 0.0
-        with torch.inference_mode():
-            for index in range(len(data)):
-                images, targets = on_device(collate([data[index]]), self.device)
-                total += float(sum(self._shadow(images, targets).values()))
-        return total / len(data)
 
     def _save(self) -> None:
         """A checkpoint, unless the training looks as if it were going wrong."""
@@ -374,36 +360,3 @@ class Training:
         ]
         logger.warning("%s", self.state.events[-1])
         self._save()
-
-
-def predict_all(
-    predictor: Predictor, dataset: ImageDataset, batch_size: int = 4
-) -> tuple[list[Boxes], list[Detections]]:
-    """(boxes of the labels, detections) of every picture, in order."""
-    truths: list[Boxes] = []
-    found: list[Detections] = []
-    for start in range(0, len(dataset), batch_size):
-        items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        truths += [target["boxes"].numpy() for _, target in items]
-        found += predictor([image.permute(1, 2, 0).numpy() for image, _ in items])
-    return truths, found
-
-
-def freeze_stages(model: FasterRCNN, config: TrainingConfig) -> None:
-    """Keep the first stages of the backbone as they are; raises `TrainingError` for too many."""
-    stages = ARCHITECTURES[config.detector.architecture].stages
-    if config.frozen_stages > len(stages):
-        raise TrainingError(
-            f"frozen_stages is {config.frozen_stages}, and the backbone of "
-            f"{config.detector.architecture} has {len(stages)} stages",
-            reason="BAD_RECIPE",
-        )
-    for stage in stages[: config.frozen_stages]:
-        for name in stage:
-            getattr(model.backbone.body, name).requires_grad_(False)
-
-
-def _set_size(model: FasterRCNN, config: TrainingConfig, scale: float) -> None:
-    shorter, longer = input_size(config.detector)
-    model.transform.min_size = (round(shorter * scale),)
-    model.transform.max_size = round(longer * scale)

@@ -24,8 +24,9 @@ from gun_detection.training.checkpoints import Checkpoints
 from gun_detection.training.config import TrainingConfig
 from gun_detection.training.hardware import device_name
 from gun_detection.training.launch import run_distributed
-from gun_detection.training.loop import Progress, State, predict_all
+from gun_detection.training.loop import Progress, State
 from gun_detection.training.step import select_precision
+from gun_detection.training.validate import predict_all
 from gun_detection.training.worker import Job, open_data, run
 
 _PACKAGES = ("gun-detection", "torch", "torchvision", "numpy", "pillow", "faster-coco-eval")

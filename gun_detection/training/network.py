@@ -1,0 +1,33 @@
+"""The detector as a recipe trains it: what learns, how it lies in memory, at which input size."""
+
+import torch
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+
+from gun_detection.detector.architectures import ARCHITECTURES, input_size
+from gun_detection.errors import TrainingError
+from gun_detection.training.config import TrainingConfig
+
+
+def prepare(model: FasterRCNN, config: TrainingConfig, device: torch.device) -> FasterRCNN:
+    """The model on the device, with its frozen stages; raises `TrainingError` for too many."""
+    stages = ARCHITECTURES[config.detector.architecture].stages
+    if config.frozen_stages > len(stages):
+        raise TrainingError(
+            f"frozen_stages is {config.frozen_stages}, and the backbone of "
+            f"{config.detector.architecture} has {len(stages)} stages",
+            reason="BAD_RECIPE",
+        )
+    for stage in stages[: config.frozen_stages]:
+        for name in stage:
+            getattr(model.backbone.body, name).requires_grad_(False)
+    # On CPUs the backward pass of large convolutions takes up to three times as long with
+    # channels last (`benchmarks/training.py`), and small networks gain nothing.
+    cuda = device.type == "cuda"
+    return model.to(device, memory_format=torch.channels_last if cuda else torch.contiguous_format)
+
+
+def set_input_size(model: FasterRCNN, config: TrainingConfig, scale: float) -> None:
+    """Resize pictures to `scale` times the size that the detector is made for."""
+    shorter, longer = input_size(config.detector)
+    model.transform.min_size = (round(shorter * scale),)
+    model.transform.max_size = round(longer * scale)
