@@ -176,7 +176,10 @@ def predict(
 def import_model(
     file: Annotated[Path, typer.Argument(help="A .pth state dict or a .safetensors file.")],
     architecture: Annotated[str, typer.Option(help="Architecture of a .pth.")] = "resnet50_fpn",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Operating threshold.")] = 0.7,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Operating threshold; default as recorded, or 0.7."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish trained weights from elsewhere as a model version, to be gated like any other."""

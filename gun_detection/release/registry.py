@@ -27,6 +27,7 @@ from gun_detection.detector.weights import (
     serialize,
 )
 from gun_detection.errors import (
+    ModelError,
     NotFoundError,
     ReleaseError,
     ServiceUnavailableError,
@@ -140,12 +141,13 @@ def load_model(version: ModelVersion, settings: Settings, storage: Storage) -> F
 def open_model(name: str, settings: Settings) -> tuple[str, FasterRCNN, float]:
     """(name, detector, operating threshold) of `champion`, a version, or a weights file.
 
-    A file needs no database; a `.pth` is taken for a plain `resnet50_fpn` with a threshold of 0.7.
+    A file needs no database; a `.pth` is taken for a plain `resnet50_fpn`. Its threshold is that
+    of its `model.json` beside it, or 0.7.
     """
     path = Path(name)
     if path.suffix in _WEIGHT_SUFFIXES:
-        model, _ = _open_file(path, "resnet50_fpn")
-        return path.name, model.eval(), DEFAULT_THRESHOLD
+        model, _, threshold = _open_file(path, "resnet50_fpn")
+        return path.name, model.eval(), threshold
     with open_session(settings) as session:
         version = get_model(session, name)
     return version.id, load_model(version, settings, Storage(settings)), version.threshold
@@ -154,14 +156,24 @@ def open_model(name: str, settings: Settings) -> tuple[str, FasterRCNN, float]:
 def import_file(
     path: Path,
     architecture: str,
-    threshold: float,
+    threshold: float | None,
     settings: Settings,
     storage: Storage,
     session: Session,
 ) -> ModelVersion:
-    """Publish a weights file from elsewhere; its whole detector must be in it."""
-    model, detector = _open_file(path, architecture)
-    config = {"detector": detector.model_dump(mode="json"), "imported_from": path.name}
+    """Publish a weights file from elsewhere; its whole detector must be in it.
+
+    Without a threshold it takes that of the file's `model.json` beside it, or 0.7.
+    """
+    model, detector, recorded = _open_file(path, architecture)
+    if threshold is None:
+        threshold = recorded
+    # The same weights at another threshold are another version.
+    config = {
+        "detector": detector.model_dump(mode="json"),
+        "imported_from": path.name,
+        "threshold": threshold,
+    }
     new = NewModel(
         model=model,
         detector=detector,
@@ -175,7 +187,8 @@ def import_file(
     return publish(new, settings, storage, session)
 
 
-def _open_file(path: Path, architecture: str) -> tuple[FasterRCNN, DetectorConfig]:
+def _open_file(path: Path, architecture: str) -> tuple[FasterRCNN, DetectorConfig, float]:
+    """(detector, its configuration, threshold) of a weights file."""
     if not path.is_file():
         raise NotFoundError(f"there is no weights file {path}")
     if architecture not in ARCHITECTURES:
@@ -186,7 +199,24 @@ def _open_file(path: Path, architecture: str) -> tuple[FasterRCNN, DetectorConfi
     detector = detector or DetectorConfig(architecture=architecture)
     model = build_detector(detector)
     load_detector(model, detector, read_state_dict(data, path.name), path.name)
-    return model, detector
+    return model, detector, _recorded_threshold(path, data)
+
+
+def _recorded_threshold(path: Path, data: bytes) -> float:
+    """What the `model.json` beside the weights says, if it is that of these weights; or 0.7."""
+    record = path.with_name("model.json")
+    if not record.is_file():
+        return DEFAULT_THRESHOLD
+    try:
+        document = json.loads(record.read_bytes())
+        if document["weights_sha256"] != hashlib.sha256(data).hexdigest():
+            return DEFAULT_THRESHOLD
+        threshold = float(document["threshold"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"{record} is damaged ({error!r}): restore it, or remove it to go without"
+        ) from error
+    return threshold
 
 
 def current_champion(session: Session) -> ModelVersion | None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from gun_detection.database import open_session
 from gun_detection.database.models import GateDecision, ModelVersion, Promotion
 from gun_detection.detector.architectures import DetectorConfig, build_detector
+from gun_detection.detector.weights import serialize
 from gun_detection.errors import (
     ModelError,
     NotFoundError,
@@ -22,6 +23,7 @@ from gun_detection.release.registry import (
     get_model,
     import_file,
     load_model,
+    open_model,
     promote,
     rollback,
 )
@@ -156,8 +158,31 @@ def test_weights_from_elsewhere_become_a_version(
     path = tmp_path / "fasterrcnn.pth"
     torch.manual_seed(0)
     torch.save(build_detector(DetectorConfig(architecture="resnet18_fpn")).state_dict(), path)
-    model = import_file(path, "resnet18_fpn", 0.7, settings, storage, session)
+    model = import_file(path, "resnet18_fpn", None, settings, storage, session)
     assert (model.threshold, model.architecture) == (0.7, "resnet18_fpn")
     load_model(model, settings, storage)
     with pytest.raises(ModelError, match="name the right architecture"):
         import_file(path, "mobilenet_v2_fpn", 0.7, settings, storage, session)
+
+
+def test_weights_keep_the_threshold_recorded_beside_them(
+    session: Session, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    config = DetectorConfig(architecture="resnet18_fpn")
+    torch.manual_seed(0)
+    data, sha256 = serialize(build_detector(config), config)
+    path, record = tmp_path / "weights.safetensors", tmp_path / "model.json"
+    path.write_bytes(data)
+    record.write_text(json.dumps({"weights_sha256": sha256, "threshold": 0.42}))
+    assert open_model(str(path), settings)[2] == 0.42
+    model = import_file(path, "resnet50_fpn", None, settings, storage, session)
+    assert (model.threshold, model.architecture) == (0.42, "resnet18_fpn")
+    other = import_file(path, "resnet50_fpn", 0.6, settings, storage, session)
+    assert other.id != model.id
+    assert other.threshold == 0.6
+    record.write_text(json.dumps({"weights_sha256": "of others", "threshold": 0.42}))
+    assert open_model(str(path), settings)[2] == 0.7
+    for damaged in ("{", "[]", json.dumps({"weights_sha256": sha256})):
+        record.write_text(damaged)
+        with pytest.raises(ModelError, match=r"model\.json is damaged"):
+            open_model(str(path), settings)
