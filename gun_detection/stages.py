@@ -316,9 +316,7 @@ def score_shard(
     take_over: bool = False,
 ) -> Json:
     """Score what is left to do in one shard."""
-    from gun_detection.detector.architectures import select_device
-    from gun_detection.detector.inference import Predictor
-    from gun_detection.release.registry import load_model
+    from gun_detection.release.registry import load_predictor
     from gun_detection.scoring.ledger import claim_shard
     from gun_detection.scoring.pipeline import score_shard as score
 
@@ -333,8 +331,7 @@ def score_shard(
         model = session.scalar(pinned)
     if model is None:
         raise NotFoundError(f"there is no shard {shard_id}")
-    detector = load_model(model, settings, storage)
-    predictor = Predictor(detector, select_device(settings.device), settings.score_floor)
+    predictor = load_predictor(model, settings, storage, settings.score_floor)
     # The lease begins when the work does, not while weights are read.
     lease = claim_shard(shard_id, settings, take_over=take_over)
     return asdict(score(lease, predictor, settings, storage, on_progress))

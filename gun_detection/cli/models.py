@@ -15,7 +15,6 @@ from gun_detection.cli.options import (
     Threshold,
     Version,
     check_split,
-    open_predictor,
     read_settings,
 )
 from gun_detection.cli.output import progress, show, show_metrics, show_predictions, show_rows
@@ -73,6 +72,7 @@ def evaluate(
         return
     from gun_detection.detector.inference import EVALUATION_FLOOR
     from gun_detection.evaluation.evaluate import evaluate_folder
+    from gun_detection.release.registry import open_predictor
     from gun_detection.storage import Storage
 
     settings = read_settings()
@@ -139,6 +139,7 @@ def predict(
 ) -> None:
     """Find guns in local pictures; nothing is stored in the database."""
     from gun_detection.images import SandboxedDecoder, draw_boxes, encode_png
+    from gun_detection.release.registry import open_predictor
 
     settings = read_settings()
     name, predictor, limit = open_predictor(model, settings, settings.score_floor)

@@ -1,6 +1,6 @@
 """Options that several commands share, and what they stand for."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -39,13 +39,3 @@ def read_settings() -> Settings:
 def check_split(split: str) -> None:
     if split not in ("holdout", "validation"):
         raise typer.BadParameter("take holdout or validation", param_hint="--split")
-
-
-def open_predictor(name: str, settings: Settings, floor: float) -> tuple[str, Any, float]:
-    """(name, predictor, threshold) of `champion`, a version or a file."""
-    from gun_detection.detector.architectures import select_device
-    from gun_detection.detector.inference import Predictor
-    from gun_detection.release.registry import open_model
-
-    found, detector, threshold = open_model(name, settings)
-    return found, Predictor(detector, select_device(settings.device), floor), threshold

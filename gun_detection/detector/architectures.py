@@ -38,6 +38,11 @@ class DetectorConfig(BaseModel):
         "as well, but within the convolutions (half the cost), `trainable` learns new ones.",
     )
     max_detections: int = Field(100, gt=0, description="Most boxes per picture.")
+    mirrored: bool = Field(
+        False,
+        description="Detections are averaged with those in the mirrored picture: better, at twice "
+        "the cost of looking.",
+    )
 
     @field_validator("architecture")
     @classmethod

@@ -14,7 +14,6 @@ from gun_detection.datasets.layouts import Sample
 from gun_detection.datasets.manifest import load_manifest, source_of
 from gun_detection.datasets.sources import open_source
 from gun_detection.datasets.torch_dataset import DetectionDataset
-from gun_detection.detector.architectures import select_device
 from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
 from gun_detection.errors import DatasetError, ImageError, LabelError, NotFoundError
 from gun_detection.evaluation.metrics import EVALUATOR_VERSION, Metrics, compute_metrics
@@ -22,7 +21,7 @@ from gun_detection.evaluation.report import render_report
 from gun_detection.evaluation.samples import Labelled, Samples, measure
 from gun_detection.evaluation.slices import compute_slices
 from gun_detection.images import SandboxedDecoder
-from gun_detection.release.registry import load_model
+from gun_detection.release.registry import load_predictor
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -57,8 +56,7 @@ def evaluate_version(
         return known
     manifest = load_manifest(storage, settings.data_bucket, dataset_id)
     pictures = DetectionDataset(manifest, split, settings, storage)
-    device = select_device(settings.device)
-    predictor = Predictor(load_model(model, settings, storage), device, EVALUATION_FLOOR)
+    predictor = load_predictor(model, settings, storage, EVALUATION_FLOOR)
     samples = measure(
         predictor,
         (_labelled(pictures, index) for index in range(len(pictures))),

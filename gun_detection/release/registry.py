@@ -18,7 +18,13 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 from gun_detection import __version__
 from gun_detection.database import open_session
 from gun_detection.database.models import GateDecision, ModelVersion, Promotion
-from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
+from gun_detection.detector.architectures import (
+    ARCHITECTURES,
+    DetectorConfig,
+    build_detector,
+    select_device,
+)
+from gun_detection.detector.inference import Predictor
 from gun_detection.detector.weights import (
     config_of,
     deserialize,
@@ -138,19 +144,32 @@ def load_model(version: ModelVersion, settings: Settings, storage: Storage) -> F
     return deserialize(path.read_bytes(), detector, sha256=version.weights_sha256)
 
 
-def open_model(name: str, settings: Settings) -> tuple[str, FasterRCNN, float]:
-    """(name, detector, operating threshold) of `champion`, a version, or a weights file.
+def load_predictor(
+    version: ModelVersion, settings: Settings, storage: Storage, floor: float
+) -> Predictor:
+    """The version ready to look at pictures, down to a score of `floor`."""
+    detector = DetectorConfig.model_validate(version.config["detector"])
+    model = load_model(version, settings, storage)
+    device = select_device(settings.device)
+    return Predictor(model, device, floor, mirrored=detector.mirrored)
+
+
+def open_predictor(name: str, settings: Settings, floor: float) -> tuple[str, Predictor, float]:
+    """(name, predictor, operating threshold) of `champion`, a version, or a weights file.
 
     A file needs no database; a `.pth` is taken for a plain `resnet50_fpn`. Its threshold is that
     of its `model.json` beside it, or 0.7.
     """
     path = Path(name)
     if path.suffix in _WEIGHT_SUFFIXES:
-        model, _, threshold = _open_file(path, "resnet50_fpn")
-        return path.name, model.eval(), threshold
+        model, detector, threshold = _open_file(path, "resnet50_fpn")
+        device = select_device(settings.device)
+        predictor = Predictor(model, device, floor, mirrored=detector.mirrored)
+        return path.name, predictor, threshold
     with open_session(settings) as session:
         version = get_model(session, name)
-    return version.id, load_model(version, settings, Storage(settings)), version.threshold
+    predictor = load_predictor(version, settings, Storage(settings), floor)
+    return version.id, predictor, version.threshold
 
 
 def import_file(

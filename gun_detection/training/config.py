@@ -145,7 +145,7 @@ PRESETS: dict[str, TrainingConfig] = {
     ),
     # An hour or two on two cores, for some hundred real pictures.
     "cpu": TrainingConfig(
-        detector=DetectorConfig(architecture="mobilenet_v2_fpn", norm="folded"),
+        detector=DetectorConfig(architecture="mobilenet_v2_fpn", norm="folded", mirrored=True),
         initial_weights="imagenet",
         epochs=24,
         batch_size=4,

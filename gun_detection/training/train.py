@@ -112,7 +112,8 @@ def train(
     model = build_detector(config.detector)
     model.load_state_dict(best)
     data = open_data(dataset_id, config, settings, storage)
-    truths, found = predict_all(Predictor(model, device, EVALUATION_FLOOR), data.validation)
+    predictor = Predictor(model, device, EVALUATION_FLOOR, mirrored=config.detector.mirrored)
+    truths, found = predict_all(predictor, data.validation)
     point = choose_threshold(match_all(truths, found), config.target)
     record = _record(state, device, processes, config) | {
         "tensorboard_run": name,

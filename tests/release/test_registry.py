@@ -23,7 +23,7 @@ from gun_detection.release.registry import (
     get_model,
     import_file,
     load_model,
-    open_model,
+    open_predictor,
     promote,
     rollback,
 )
@@ -174,15 +174,15 @@ def test_weights_keep_the_threshold_recorded_beside_them(
     path, record = tmp_path / "weights.safetensors", tmp_path / "model.json"
     path.write_bytes(data)
     record.write_text(json.dumps({"weights_sha256": sha256, "threshold": 0.42}))
-    assert open_model(str(path), settings)[2] == 0.42
+    assert open_predictor(str(path), settings, 0.5)[2] == 0.42
     model = import_file(path, "resnet50_fpn", None, settings, storage, session)
     assert (model.threshold, model.architecture) == (0.42, "resnet18_fpn")
     other = import_file(path, "resnet50_fpn", 0.6, settings, storage, session)
     assert other.id != model.id
     assert other.threshold == 0.6
     record.write_text(json.dumps({"weights_sha256": "of others", "threshold": 0.42}))
-    assert open_model(str(path), settings)[2] == 0.7
+    assert open_predictor(str(path), settings, 0.5)[2] == 0.7
     for damaged in ("{", "[]", json.dumps({"weights_sha256": sha256})):
         record.write_text(damaged)
         with pytest.raises(ModelError, match=r"model\.json is damaged"):
-            open_model(str(path), settings)
+            open_predictor(str(path), settings, 0.5)

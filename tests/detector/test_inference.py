@@ -1,0 +1,59 @@
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gun_detection.detector.inference import Predictor
+
+CPU = torch.device("cpu")
+
+
+class Views(nn.Module):
+    """Finds what it is told to, in the picture (dark at its left edge) and in its mirror image."""
+
+    def __init__(self, plain: list[list[float]], mirrored: list[list[float]]) -> None:
+        super().__init__()
+        self.views = plain, mirrored
+        self.roi_heads: Any = SimpleNamespace(nms_thresh=0.5, detections_per_img=3)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        found = [self.views[int(image[0, 0, 0] > 0)] for image in images]
+        tensors = [torch.tensor(rows, dtype=torch.float32).reshape(-1, 5) for rows in found]
+        return [{"boxes": rows[:, :4], "scores": rows[:, 4]} for rows in tensors]
+
+
+def look(plain: list[list[float]], mirrored: list[list[float]], floor: float = 0.05) -> Any:
+    pixels = np.zeros((50, 100, 3), np.uint8)
+    pixels[:, 50:] = 255
+    model: Any = Views(plain, mirrored)
+    return Predictor(model, CPU, floor, mirrored=True)([pixels])[0]
+
+
+def test_what_both_views_show_is_averaged() -> None:
+    # In the mirrored picture, 100 wide, the box from 10 to 30 lies from 70 to 90.
+    found = look([[10, 5, 30, 25, 0.9]], [[66, 5, 90, 25, 0.3]])
+    assert found.scores == pytest.approx([0.6])
+    np.testing.assert_allclose(found.boxes, [[10, 5, 31, 25]], atol=1e-5)
+
+
+def test_what_one_view_shows_has_half_its_score() -> None:
+    found = look([[10, 5, 30, 25, 0.9]], [[10, 5, 30, 25, 0.8], [0, 0, 9, 9, 0.08]])
+    assert found.scores == pytest.approx([0.45, 0.4])
+    np.testing.assert_allclose(found.boxes, [[10, 5, 30, 25], [70, 5, 90, 25]])
+
+
+def test_a_detection_is_paired_once_and_only_so_many_are_kept() -> None:
+    rows = [[10.0 * i, 0.0, 10.0 * i + 8, 8.0, 0.9 - 0.1 * i] for i in range(4)]
+    twice = [[92.0, 0.0, 100.0, 8.0, 0.7], [91.0, 0.0, 100.0, 8.0, 0.5]]
+    found = look(rows, twice)
+    assert found.scores == pytest.approx([0.8, 0.4, 0.35])
+    assert look([[0, 0, 9, 9, 0.5]], [[0, 0, 9, 9, 0.5]], floor=0.3).scores.size == 0
+
+
+def test_a_view_may_show_nothing() -> None:
+    assert look([], [[10, 5, 30, 25, 0.8]]).scores == pytest.approx([0.4])
+    assert look([[10, 5, 30, 25, 0.8]], []).scores == pytest.approx([0.4])
+    assert look([], []).boxes.shape == (0, 4)
