@@ -24,11 +24,11 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.transforms import functional
 
 from gun_detection.datasets.synthetic import draw_pictures
-from gun_detection.datasets.torch_dataset import collate
+from gun_detection.datasets.torch_dataset import Target, collate
 from gun_detection.detector.architectures import DetectorConfig, build_detector, input_size
 from gun_detection.images import DecodeLimits, decode
 from gun_detection.settings import load_settings
-from gun_detection.training.augment import AugmentedDataset, Target
+from gun_detection.training.augment import AugmentedDataset
 from gun_detection.training.config import PRESETS, TrainingConfig
 from gun_detection.training.network import prepare
 from gun_detection.training.step import Stepper, build_optimizer

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,13 @@ from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
 Target = dict[str, Tensor]
+
+
+class ImageDataset(Protocol):
+    """Items are (uint8 (3, H, W), target with boxes float32 (N, 4) and labels int64 (N,))."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]: ...
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):

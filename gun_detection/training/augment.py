@@ -1,8 +1,9 @@
 """Training pictures as the recipe changes them, through torchvision's transforms v2."""
 
+import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,23 +12,18 @@ from torchvision import tv_tensors
 from torchvision.ops import box_area
 from torchvision.transforms import v2
 
+from gun_detection.datasets.torch_dataset import ImageDataset, Target
 from gun_detection.training.config import Augmentation
 from gun_detection.training.order import Draw
+from gun_detection.training.paste import find_cutouts, paste
 from gun_detection.training.seeds import mix
 
-Target = dict[str, Tensor]
+logger = logging.getLogger(__name__)
 
 # The mean of ImageNet, that the detectors subtract: padding with it is padding with nothing.
 _FILL = [124.0, 116.0, 104.0]
 # Share of a box that has to be left in a tile of a mosaic.
 _LEAST_LEFT = 1 / 3
-
-
-class ImageDataset(Protocol):
-    """Items are (uint8 (3, H, W), target with boxes float32 (N, 4) and labels int64 (N,))."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]: ...
 
 
 class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
@@ -47,12 +43,16 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
     ) -> None:
         """`size` is the detector's (shorter, longest side), that a mosaic is put together in.
 
-        From the epoch `plain_from` on there is neither mosaic nor zoom-out nor crop.
+        From the epoch `plain_from` on there is neither paste nor mosaic nor zoom-out nor crop.
         """
         self._dataset = dataset
         self._seed = seed
         self._size = size
         self._mosaic = augmentation.mosaic
+        self._paste = augmentation.paste
+        self._cutouts = find_cutouts(dataset, seed) if augmentation.paste else []
+        if augmentation.paste:
+            logger.info("%d guns can be cut out and pasted", len(self._cutouts))
         self._plain_from = plain_from
         self._strong = build_transform(augmentation)
         self._plain = build_transform(
@@ -65,7 +65,10 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self._seed, epoch, index))
             transform = self._strong
-            if epoch >= self._plain_from:
+            strong = epoch < self._plain_from
+            if strong and self._cutouts and float(torch.rand(())) < self._paste:
+                image, target = paste(image, target, self._cutouts)
+            if not strong:
                 transform = self._plain
             elif float(torch.rand(())) < self._mosaic:
                 others = torch.randint(len(self._dataset), (3,)).tolist()

@@ -7,11 +7,11 @@ from typing import Self
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from gun_detection.datasets.torch_dataset import ImageDataset
 from gun_detection.detector.inference import Detections
 from gun_detection.evaluation.matching import Boxes, match_all
 from gun_detection.images import draw_boxes
 from gun_detection.training import distributed
-from gun_detection.training.augment import ImageDataset
 from gun_detection.training.config import TrainingConfig
 
 _PICTURES = 4

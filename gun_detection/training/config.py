@@ -33,11 +33,17 @@ class Augmentation(BaseModel):
     mosaic: float = Field(
         0.0, ge=0, le=1, description="Probability of four pictures as the tiles of one."
     )
+    paste: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability of one more gun, cut out of a picture with a plain light ground.",
+    )
     plain_end: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of the epochs, the last ones, without mosaic, zoom-out and crop.",
+        description="Share of the epochs, the last ones, without paste, mosaic, zoom-out and crop.",
     )
     scales: tuple[float, ...] = Field(
         (1.0,), description="Factors on the input size; each step draws one for its whole batch."
@@ -127,7 +133,12 @@ class TrainingConfig(BaseModel):
 
 _SMALL = DetectorConfig(architecture="resnet18_fpn", norm="trainable")
 _STRONG = Augmentation(
-    zoom_out=0.3, crop=0.3, mosaic=0.5, plain_end=0.15, scales=(0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+    zoom_out=0.3,
+    crop=0.3,
+    mosaic=0.5,
+    paste=0.5,
+    plain_end=0.15,
+    scales=(0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
 )
 
 PRESETS: dict[str, TrainingConfig] = {

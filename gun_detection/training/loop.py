@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from gun_detection.datasets.torch_dataset import collate
+from gun_detection.datasets.torch_dataset import ImageDataset, collate
 from gun_detection.detector.architectures import input_size
 from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
 from gun_detection.errors import TrainingError
 from gun_detection.evaluation.matching import match_all
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.training import distributed
-from gun_detection.training.augment import AugmentedDataset, ImageDataset
+from gun_detection.training.augment import AugmentedDataset
 from gun_detection.training.average import blend, copy_weights
 from gun_detection.training.board import Board
 from gun_detection.training.checkpoints import (

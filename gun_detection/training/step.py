@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gun_detection.datasets.torch_dataset import Target
 from gun_detection.errors import TrainingError
-from gun_detection.training.augment import Target
 from gun_detection.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,9 @@ import torch
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from gun_detection.datasets.torch_dataset import collate
+from gun_detection.datasets.torch_dataset import ImageDataset, collate
 from gun_detection.detector.inference import Detections, Predictor
 from gun_detection.evaluation.matching import Boxes
-from gun_detection.training.augment import ImageDataset
 from gun_detection.training.config import TrainingConfig
 from gun_detection.training.network import set_input_size
 from gun_detection.training.seeds import mix

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gun_detection.training.augment import AugmentedDataset, Target, mosaic
+from gun_detection.datasets.torch_dataset import Target
+from gun_detection.training.augment import AugmentedDataset, mosaic
 from gun_detection.training.config import Augmentation
 
 EVERYTHING = Augmentation(flip=0.5, photometric=0.5, zoom_out=0.5, crop=0.7)

@@ -9,12 +9,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from gun_detection.datasets.torch_dataset import Target
 from gun_detection.detector.architectures import DetectorConfig, build_detector
 from gun_detection.errors import TrainingError
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from gun_detection.training import step as steps
-from gun_detection.training.augment import Augmentation, Target
+from gun_detection.training.augment import Augmentation
 from gun_detection.training.checkpoints import Checkpoints
 from gun_detection.training.config import TrainingConfig
 from gun_detection.training.loop import Data, Progress, Training
