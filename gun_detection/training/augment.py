@@ -90,9 +90,9 @@ def mosaic(
 ) -> tuple[Tensor, Target]:
     """Four pictures as the tiles of one, in the shape that the first has at the input size.
 
-    Each is scaled until it covers its tile and cut at a random place; a box of which less than a
-    third is left is dropped. Bochkovskiy et al., "YOLOv4", 2020, section 3.4. Everything else of
-    the target is the first's.
+    Each is scaled until it covers its tile and cut at a random place that leaves its boxes whole
+    where there is room for them; a box of which less than a third is left is dropped. Everything
+    else of the target is the first's. Bochkovskiy et al., "YOLOv4", 2020, section 3.4.
     """
     height, width = samples[0][0].shape[-2:]
     scale = min(size[0] / min(height, width), size[1] / max(height, width))
@@ -118,16 +118,27 @@ def _tile(image: Tensor, boxes: Tensor, height: int, width: int) -> tuple[Tensor
         max(height, round(image.shape[-2] * scale)),
         max(width, round(image.shape[-1] * scale)),
     ]
-    place = torch.rand(2)
-    top, left = int((scaled[0] - height) * place[0]), int((scaled[1] - width) * place[1])
     factor = torch.tensor([scaled[1] / image.shape[-1], scaled[0] / image.shape[-2]]).repeat(2)
-    moved = boxes * factor - torch.tensor([left, top, left, top])
+    boxes = boxes * factor
+    left = _start(boxes[:, 0::2], scaled[1], width)
+    top = _start(boxes[:, 1::2], scaled[0], height)
+    moved = boxes - torch.tensor([left, top, left, top])
     cut = moved.clone()
     cut[:, 0::2].clamp_(0, width)
     cut[:, 1::2].clamp_(0, height)
     kept = box_area(cut) > _LEAST_LEFT * box_area(moved)
     pixels = v2.functional.resize(image, scaled, antialias=True)
     return pixels[:, top : top + height, left : left + width], cut[kept], kept
+
+
+def _start(spans: Tensor, length: int, window: int) -> int:
+    """Where a window begins along a side, with all of the boxes' `spans` (N, 2) if they fit."""
+    first, last = 0, length - window
+    if len(spans):
+        low, high = int(spans.min()), math.ceil(float(spans.max()))
+        if high - low <= window:
+            first, last = max(first, high - window), min(last, low)
+    return first + int((last - first + 1) * torch.rand(()))
 
 
 def build_transform(augmentation: Augmentation) -> v2.Transform:

@@ -120,6 +120,19 @@ def test_a_box_that_a_mosaic_leaves_little_of_is_dropped() -> None:
     assert target["boxes"].shape == (0, 4)
 
 
+def test_a_mosaic_leaves_boxes_whole_that_fit() -> None:
+    # Twice as wide as high: its tiles show a part of it, and that with the gun.
+    wide = Squares([[130, 10, 140, 30]])[0]
+    wide = wide[0][:, :80], wide[1]
+    for seed in range(20):
+        torch.manual_seed(seed)
+        _, target = mosaic([wide] * 4, SIZE)
+        sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
+        assert len(sides) == 4
+        ratios = sides[:, 0] / sides[:, 1]
+        torch.testing.assert_close(ratios, torch.full((4,), 0.5), atol=0.03, rtol=0)
+
+
 def test_a_mosaic_of_one_picture_and_of_gun_free_ones() -> None:
     one = AugmentedDataset(Squares([[20, 30, 60, 80]]), ALWAYS_MOSAIC, 0, SIZE)
     assert one[0, 0][0].shape == (3, 96, 128)
