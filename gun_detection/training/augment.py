@@ -135,7 +135,8 @@ def _start(spans: Tensor, length: int, window: int) -> int:
     """Where a window begins along a side, with all of the boxes' `spans` (N, 2) if they fit."""
     first, last = 0, length - window
     if len(spans):
-        low, high = int(spans.min()), math.ceil(float(spans.max()))
+        # Scaled boxes may pass the edge by a rounding.
+        low, high = max(0, int(spans.min())), min(length, math.ceil(float(spans.max())))
         if high - low <= window:
             first, last = max(first, high - window), min(last, low)
     return first + int((last - first + 1) * torch.rand(()))

@@ -10,20 +10,20 @@ from gun_detection.training.config import TrainingConfig
 
 def prepare(model: FasterRCNN, config: TrainingConfig, device: torch.device) -> FasterRCNN:
     """The model on the device, with its frozen stages; raises `TrainingError` for too many."""
-    stages = ARCHITECTURES[config.detector.architecture].stages
-    if config.frozen_stages > len(stages):
+    architecture = ARCHITECTURES[config.detector.architecture]
+    if config.frozen_stages > len(architecture.stages):
         raise TrainingError(
             f"frozen_stages is {config.frozen_stages}, and the backbone of "
-            f"{config.detector.architecture} has {len(stages)} stages",
+            f"{config.detector.architecture} has {len(architecture.stages)} stages",
             reason="BAD_RECIPE",
         )
-    for stage in stages[: config.frozen_stages]:
+    for stage in architecture.stages[: config.frozen_stages]:
         for name in stage:
             getattr(model.backbone.body, name).requires_grad_(False)
-    # On CPUs the backward pass of large convolutions takes up to three times as long with
-    # channels last (`benchmarks/training.py`), and small networks gain nothing.
-    cuda = device.type == "cuda"
-    return model.to(device, memory_format=torch.channels_last if cuda else torch.contiguous_format)
+    # With channels last, the backward pass of a large convolution takes a CPU up to three times
+    # as long (`benchmarks/training.py`).
+    last = device.type == "cuda" or architecture.channels_last
+    return model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def set_input_size(model: FasterRCNN, config: TrainingConfig, scale: float) -> None:

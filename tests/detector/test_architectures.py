@@ -21,7 +21,7 @@ def test_the_small_detector_proposes_from_stride_8_on_and_looks_at_stride_4() ->
     model.rpn.head.conv.register_forward_hook(lambda _, x, __: read.append(x[0].shape[-1]))
     model(list(images))
     assert read == [64, 32, 16, 8]
-    assert model.roi_heads.box_roi_pool.scales[0] == 1 / 4
+    assert model.roi_heads.box_roi_pool.featmap_names == ["0", "1", "2", "3"]
 
 
 def test_both_its_parts_learn() -> None:

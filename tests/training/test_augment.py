@@ -133,6 +133,17 @@ def test_a_mosaic_leaves_boxes_whole_that_fit() -> None:
         torch.testing.assert_close(ratios, torch.full((4,), 0.5), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(117, 83), (61, 190), (97, 97), (333, 1)])
+def test_a_mosaic_takes_boxes_that_reach_the_edge(shape: tuple[int, int]) -> None:
+    height, width = shape
+    image = torch.zeros((3, height, width), dtype=torch.uint8)
+    for box in ([0.0, 0.0, width, height], [width - 0.7, 0, width, height], [0, 0, width, 0.4]):
+        target = Squares([])[0][1] | {"boxes": torch.tensor([box]), "labels": torch.ones(1)}
+        for seed in range(20):
+            torch.manual_seed(seed)
+            mosaic([(image, target)] * 4, SIZE)
+
+
 def test_a_mosaic_of_one_picture_and_of_gun_free_ones() -> None:
     one = AugmentedDataset(Squares([[20, 30, 60, 80]]), ALWAYS_MOSAIC, 0, SIZE)
     assert one[0, 0][0].shape == (3, 96, 128)
