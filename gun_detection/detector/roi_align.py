@@ -19,7 +19,7 @@ class GatherRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """(boxes of all images, channels, height, width) of the result, float32."""
+        """(boxes of all images, channels, height, width) of the result; on CPUs float32."""
         maps = [x[name] for name in self.featmap_names if name in x]
         if maps[0].device.type != "cpu":
             pooled: Tensor = super().forward(x, boxes, image_shapes)

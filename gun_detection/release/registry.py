@@ -231,6 +231,8 @@ def _recorded_threshold(path: Path, data: bytes) -> float:
         if document["weights_sha256"] != hashlib.sha256(data).hexdigest():
             return DEFAULT_THRESHOLD
         threshold = float(document["threshold"])
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"a threshold of {threshold}")
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{record} is damaged ({error!r}): restore it, or remove it to go without"

@@ -20,8 +20,8 @@ def prepare(model: FasterRCNN, config: TrainingConfig, device: torch.device) -> 
     for stage in architecture.stages[: config.frozen_stages]:
         for name in stage:
             getattr(model.backbone.body, name).requires_grad_(False)
-    # With channels last, the backward pass of a large convolution takes a CPU up to three times
-    # as long (`benchmarks/training.py`).
+    # With channels last, a large convolution takes a CPU about twice as long
+    # (`benchmarks/training.py`).
     last = device.type == "cuda" or architecture.channels_last
     return model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
 

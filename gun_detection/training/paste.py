@@ -123,7 +123,7 @@ def paste(image: Tensor, target: Target, cutouts: Sequence[Cutout]) -> tuple[Ten
     ground = window.permute(1, 2, 0).numpy().astype(np.float32)
     gun = _light(turned.pixels, ground, random)
     share = turned.mask[..., None]
-    blended = np.clip(ground * (1 - share) + gun * share, 0, 255).astype(np.uint8)
+    blended = (ground * (1 - share) + gun * share).astype(np.uint8)
     window.copy_(torch.from_numpy(blended).permute(2, 0, 1))
     return image, target | {
         "boxes": torch.cat([target["boxes"], torch.from_numpy(box)[None]]),

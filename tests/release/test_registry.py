@@ -182,7 +182,8 @@ def test_weights_keep_the_threshold_recorded_beside_them(
     assert other.threshold == 0.6
     record.write_text(json.dumps({"weights_sha256": "of others", "threshold": 0.42}))
     assert open_predictor(str(path), settings, 0.5)[2] == 0.7
-    for damaged in ("{", "[]", json.dumps({"weights_sha256": sha256})):
+    beyond = {"weights_sha256": sha256, "threshold": 7}
+    for damaged in ("{", "[]", json.dumps({"weights_sha256": sha256}), json.dumps(beyond)):
         record.write_text(damaged)
         with pytest.raises(ModelError, match=r"model\.json is damaged"):
             open_predictor(str(path), settings, 0.5)

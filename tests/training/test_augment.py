@@ -141,7 +141,10 @@ def test_a_mosaic_takes_boxes_that_reach_the_edge(shape: tuple[int, int]) -> Non
         target = Squares([])[0][1] | {"boxes": torch.tensor([box]), "labels": torch.ones(1)}
         for seed in range(20):
             torch.manual_seed(seed)
-            mosaic([(image, target)] * 4, SIZE)
+            canvas, result = mosaic([(image, target)] * 4, SIZE)
+            height_now, width_now = canvas.shape[1:]
+            limits = torch.tensor([width_now, height_now, width_now, height_now])
+            assert ((result["boxes"] >= 0) & (result["boxes"] <= limits)).all()
 
 
 def test_a_mosaic_of_one_picture_and_of_gun_free_ones() -> None:
