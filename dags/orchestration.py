@@ -1,4 +1,4 @@
-"""What the DAG files share: retries, assets, and links from a task to what it made."""
+"""What the DAG files share: retries, assets, links from a task to what it made, asking a person."""
 
 import logging
 import time
@@ -6,14 +6,18 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import (
     Asset,
     BaseOperator,
     BaseOperatorLink,
     ExceptionRetryPolicy,
+    Param,
     RetryAction,
     RetryRule,
 )
+from airflow.sdk.exceptions import AirflowSkipException
+from notifications import Announcement
 
 from gun_detection.errors import TransientError
 
@@ -53,6 +57,85 @@ class TensorBoardLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         return _returned(ti_key, "tensorboard_url")
+
+
+class DecisionLink(BaseOperatorLink):
+    """What the gate said, rule by rule."""
+
+    name = "Decision"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        return _returned(ti_key, "decision_url")
+
+
+class ModelCardLink(BaseOperatorLink):
+    """The model card of the new champion."""
+
+    name = "Model card"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        return _returned(ti_key, "card_url")
+
+
+# What a person may say beside the answer. Airflow adds the DAG's own parameters to what it gets
+# here, and leaves these out of the form.
+COMMENT = {
+    "comment": Param(None, type=["null", "string"], maxLength=1000, title="Comment (may be empty)")
+}
+
+
+class Approve(ApprovalOperator):
+    """Asks a person about a candidate that passed, where the promotion is to be approved.
+
+    Returns who said yes; skips what follows after a rejection by the gate or by a person, after
+    the time to answer, and where promotions are made by hand. Whoever may trigger the DAG may
+    answer, viewers may not. Takes `params=COMMENT`.
+    """
+
+    def __init__(self, *, gate_task: str, **arguments: Any) -> None:
+        super().__init__(
+            subject="Shall this candidate become champion?",
+            defaults=self.REJECT,
+            notifiers=[Announcement("waiting", gate_task)],
+            **arguments,
+        )
+        self.gate_task = gate_task
+
+    def execute(self, context: Any) -> Any:
+        decision = context["ti"].xcom_pull(task_ids=self.gate_task)
+        mode = context["params"]["promotion"] or decision["promotion"]
+        if not decision["passed"]:
+            raise AirflowSkipException(decision["explanation"])
+        if mode == "manual":
+            model = decision["candidate_id"]
+            raise AirflowSkipException(f"promote it by hand: gun-detection promote {model}")
+        if mode == "auto":
+            return {"actor": None, "comment": ""}
+        self.subject = f"Shall {decision['candidate_id']} become champion?"
+        self.body = decision["approval_text"]
+        self.response_timeout = timedelta(hours=decision["approval_hours"])
+        return super().execute(context)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        from gun_detection import stages
+        from gun_detection.settings import load_settings
+
+        # Checks the answer; what skips the tasks that follow never returns, and comes last.
+        answered = HITLOperator.execute_complete(self, context, event)
+        user = answered["responded_by_user"]
+        approved = answered["chosen_options"] == [self.APPROVE]
+        decision = context["ti"].xcom_pull(task_ids=self.gate_task)
+        result = stages.answer(
+            load_settings(),
+            decision["decision_id"],
+            approved=approved,
+            actor=user["name"] if user else "nobody, in the time that there was",
+            comment=str((answered["params_input"] or {}).get("comment") or ""),
+        )
+        if not approved:
+            Announcement("rejected", self.gate_task, answer=result)(context)
+        super().execute_complete(context, event)
+        return result
 
 
 def _returned(ti: Any, name: str) -> str:

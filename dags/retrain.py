@@ -4,25 +4,33 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, TriggerRule, dag, task
+from notifications import Announcement
 from orchestration import (
     CHAMPION,
+    COMMENT,
     DEFAULT_ARGS,
     TRAINING_DATA,
+    Approve,
+    DecisionLink,
+    ModelCardLink,
     ReportLink,
     TensorBoardLink,
     progress_log,
 )
 
 DOC = """
-### Train, evaluate, gate, promote
+### Train, evaluate, gate, approve, promote
 
 Every night at 01:00 UTC, and by hand. **check_need** skips the run, saying why, when neither the
 data nor the recipe changed since the last candidate. Candidate and champion are measured on the
-same frozen holdout; **gate** says what was compared and with which result; only a candidate that
-passes becomes champion. A rejection is a result: the run stays green and **promote** is skipped.
+same frozen holdout; **gate** judges by the rules of a policy and loads the stored model once more
+in a fresh process. Only a candidate that passes becomes champion: at once, after a person has
+said yes (**approve** waits under *Required Actions*, and no answer in time is a no), or by hand.
+A rejection is a result: the run stays green and what follows is skipped.
 
-The *Report* button on the *Details* tab of the evaluation tasks opens the numbers and the worst
-pictures, the *TensorBoard* button of **train** the curves.
+The *Verdict* tab of a run shows what was decided, rule by rule. The *Report* button on the
+*Details* tab of the evaluation tasks opens the numbers and the worst pictures, the *TensorBoard*
+button of **train** the curves.
 """
 
 
@@ -67,13 +75,26 @@ pictures, the *TensorBoard* button of **train** the curves.
             title="Train although nothing changed",
             description="Otherwise a run with the same data and recipe is skipped.",
         ),
-        "min_ap50": Param(
+        "policy": Param(
             None,
-            type=["null", "number"],
-            minimum=0,
-            maximum=1,
-            title="AP50 floor of the gate",
-            description="Empty for the configured one.",
+            type=["null", "string"],
+            examples=["standard", "trial"],
+            title="Rules of the gate",
+            description="standard, trial, or the path of a YAML file; empty for the configured "
+            "policy.",
+        ),
+        "promotion": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, "auto", "approve", "manual"],
+            values_display={
+                "null": "as configured",
+                "auto": "auto: promote what passes",
+                "approve": "approve: ask a person",
+                "manual": "manual: promote on the command line",
+            },
+            title="Promotion",
+            description="What happens to a candidate that passes.",
         ),
     },
 )
@@ -147,49 +168,66 @@ def retrain() -> None:
             raise AirflowSkipException("no champion yet: there is only the floor to pass") from None
 
     # A skipped champion is no reason to skip the gate; a skipped training is.
-    @task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
-    def gate(trained: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Judge the candidate and record the decision with its reasons."""
+    @task(
+        pool="gpu",
+        trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+        on_success_callback=Announcement("rejected", "gate"),
+    )
+    def gate(
+        trained: dict[str, Any],
+        params: dict[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Judge the candidate by the policy and record the decision with its reasons."""
         from gun_detection import stages
         from gun_detection.settings import load_settings
 
         assert params is not None
         decision = stages.gate(
-            load_settings(), trained["model_id"], trained["dataset_id"], params["min_ap50"]
+            load_settings(),
+            trained["model_id"],
+            trained["dataset_id"],
+            params["policy"],
+            origin=f"airflow:retrain:{run_id}",
         )
         print(decision["explanation"])
         return decision
 
-    @task(outlets=[CHAMPION])
+    @task(outlets=[CHAMPION], on_success_callback=Announcement("promoted", "gate"))
     def promote(
-        decision: dict[str, Any], run_id: str | None = None, outlet_events: Any = None
+        decision: dict[str, Any],
+        approval: dict[str, Any],
+        run_id: str | None = None,
+        outlet_events: Any = None,
     ) -> dict[str, Any]:
-        """Make the candidate champion if it passed; skipped otherwise, with the reasons."""
-        from airflow.sdk.exceptions import AirflowSkipException
-
+        """Make the candidate champion, in the name of whoever approved it."""
         from gun_detection import stages
         from gun_detection.settings import load_settings
 
-        if not decision["passed"]:
-            raise AirflowSkipException(decision["explanation"])
+        run = f"airflow:retrain:{run_id}"
+        said = f"{approval['comment']} — " if approval["comment"] else ""
         promoted = stages.promote(
             load_settings(),
             decision["candidate_id"],
-            actor=f"airflow:retrain:{run_id}",
-            reason=decision["explanation"],
+            actor=f"{approval['actor']}, in {run}" if approval["actor"] else run,
+            reason=said + decision["explanation"],
             decision_id=decision["decision_id"],
         )
-        outlet_events[CHAMPION].extra = promoted
+        outlet_events[CHAMPION].extra = promoted | {"verdict": decision["explanation"]}
         return promoted
 
     trained = train(check_need())
     candidate, champion = evaluate_candidate(trained), evaluate_champion(trained)
     decision = gate(trained)
     [candidate, champion] >> decision
-    promote(decision)
+    approve = Approve(task_id="approve", gate_task="gate", params=COMMENT)
+    decision >> approve
+    promoted = promote(decision, approve.output)
     trained.operator.operator_extra_links = (TensorBoardLink(),)
     candidate.operator.operator_extra_links = (ReportLink(),)
     champion.operator.operator_extra_links = (ReportLink(),)
+    decision.operator.operator_extra_links = (DecisionLink(), ReportLink())
+    promoted.operator.operator_extra_links = (ModelCardLink(),)
 
 
 retrain()

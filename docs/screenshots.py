@@ -2,6 +2,8 @@
 
     python docs/screenshots.py [FOLDER]
 
+With a `retrain` that waits for approval, its question is among them.
+
 Needs a Chromium at /usr/bin/chromium, or at CHROMIUM.
 """
 
@@ -9,12 +11,12 @@ import os
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from embedded.config import load_platform
 from embedded.stack import Stack
 
-SIZE = {"width": 1440, "height": 810}
+SIZE: ViewportSize = {"width": 1440, "height": 810}
 
 
 def main() -> None:
@@ -41,11 +43,26 @@ def main() -> None:
         page.get_by_role("button", name="Sign in").click()
         page.wait_for_url("**/")
         shoot(page, f"{airflow.url}/dags", folder / "dags.png")
-        if runs:
-            page.goto(f"{airflow.url}/dags/retrain/runs/{runs[-1]}")
+        waiting = [
+            run["dag_run_id"]
+            for run in airflow.dag_runs("retrain")
+            if any(
+                task["state"] == "awaiting_input"
+                for task in airflow.task_instances("retrain", run["dag_run_id"])
+            )
+        ]
+        for run in waiting or runs[-1:]:
+            place = f"{airflow.url}/dags/retrain/runs/{run}"
+            shoot(page, f"{place}/plugin/verdict", folder / "verdict.png")
+            # The question with its buttons.
+            page.set_viewport_size({"width": SIZE["width"], "height": 1060})
+            shoot(page, f"{place}/tasks/approve/required_actions", folder / "approve.png")
+            page.set_viewport_size(SIZE)
+            page.goto(place)
             page.get_by_role("button", name="Graph").click()
             page.wait_for_timeout(2000)
             page.screenshot(path=folder / "retrain.png")
+        shoot(page, f"{airflow.url}/plugin/gun-detection-models", folder / "models.png")
         page.goto(f"{airflow.url}/dags/score_uploads")
         page.get_by_role("button", name="Trigger").click()
         page.wait_for_timeout(2000)

@@ -53,8 +53,8 @@ def demo(stack: Stack, console: Console, report: Report, data: str | None) -> No
         ingested = run("ingest_dataset", {"source": source})
         dataset = ingested.results["ingest"]
         # Real pictures are too hard for minutes on a CPU: the loop is shown, and AP50 as it is.
-        floor = None if source.startswith("synthetic") else 0.0
-        trained = run("retrain", {"dataset_id": dataset["dataset_id"], "min_ap50": floor})
+        policy = None if source.startswith("synthetic") else "trial"
+        trained = run("retrain", {"dataset_id": dataset["dataset_id"], "policy": policy})
         with report("Upload pictures"):
             _upload(settings, dataset["dataset_id"], drawn=source.startswith("synthetic"))
         scored = run("score_uploads", {"bucket": settings.uploads_bucket, "prefix": PREFIX})
@@ -188,7 +188,12 @@ def _model_rows(row: Callable[[str, str], None], retrain: Run) -> None:
     alarms = _number(metrics["false_positives_per_negative"])
     row("", f"false positives per gun-free picture {alarms} ({metrics['negatives']} pictures)")
     decision = retrain.results["gate"]
-    row("gate", decision["explanation"].partition(" ")[2])
+    policy = f"policy {decision['policy']}, {len(decision['rules'])} rules"
+    if decision["passed"]:
+        row("gate", f"passed ({policy}), against {decision['champion_id'] or 'no champion'}")
+    else:
+        row("gate", f"{decision['explanation'].partition(' ')[2]} ({policy})")
+    row("", decision["decision_url"])
 
 
 def _scoring_rows(row: Callable[[str, str], None], settings: Settings) -> None:

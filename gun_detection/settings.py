@@ -121,12 +121,23 @@ class Settings(BaseSettings):
         description="Largest size of the cache of decoded training pictures in `HOME`, in GB.",
     )
 
-    # Gate
-    gate_min_ap50: float = Field(
-        0.3, ge=0, le=1, description="AP50 on the holdout that every champion must reach."
+    # Release
+    gate_policy: str = Field(
+        "standard",
+        description="Rules of the gate: `standard`, `trial`, or the path of a YAML file.",
     )
-    gate_max_ap50_drop: float = Field(
-        0.0, ge=0, le=1, description="How far a candidate's AP50 may lie below the champion's."
+    promotion: Literal["auto", "approve", "manual"] = Field(
+        "auto",
+        description="What happens to a candidate that passed: `auto` promotes it, `approve` asks "
+        "a person in the Airflow UI, `manual` leaves it to `gun-detection promote`.",
+    )
+    approval_hours: float = Field(
+        24.0, gt=0, description="How long a person is waited for; no answer is a rejection."
+    )
+    keep_models: int = Field(
+        10,
+        ge=1,
+        description="Newest model versions whose weights are kept; champions' always are.",
     )
 
     # Scoring

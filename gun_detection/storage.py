@@ -6,7 +6,7 @@ Keys are data: they are never used as local paths.
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +33,9 @@ _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
 _DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _SICK = {"500", "InternalError", "507", "InsufficientStorage"}
 _EXISTS = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+
+# The most that S3 takes in one request.
+_DELETED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,11 @@ class Storage:
             return False
         return True
 
+    def size(self, bucket: str, key: str) -> int:
+        """The object's size in bytes."""
+        with self._errors(bucket, key):
+            return self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]
+
     def get(
         self, bucket: str, key: str, *, max_bytes: int | None = None, etag: str | None = None
     ) -> bytes:
@@ -218,6 +226,16 @@ class Storage:
     def delete(self, bucket: str, key: str) -> None:
         with self._errors(bucket, key):
             self._client.delete_object(Bucket=bucket, Key=key)
+
+    def delete_many(self, bucket: str, keys: Collection[str]) -> None:
+        """Delete all these objects; those that are not there are none the worse."""
+        rest = list(keys)
+        while rest:
+            part, rest = rest[:_DELETED_AT_ONCE], rest[_DELETED_AT_ONCE:]
+            with self._errors(bucket, part[0]):
+                self._client.delete_objects(
+                    Bucket=bucket, Delete={"Objects": [{"Key": key} for key in part], "Quiet": True}
+                )
 
     def presigned_get(self, bucket: str, key: str, *, seconds: int = 300) -> str:
         """A URL that reads the object without credentials for `seconds`."""

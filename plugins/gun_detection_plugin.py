@@ -1,6 +1,8 @@
 """Pages inside the Airflow UI; every route asks who is there."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.plugins_manager import AirflowPlugin
@@ -9,31 +11,102 @@ from fastapi.responses import HTMLResponse
 
 # Reports only: nothing else of the data bucket is reached by this route.
 _REPORT = re.compile(r"(datasets/[0-9a-f]{64}/report|evaluations/[\w.-]+/[\w.-]+)\.html")
+_MODEL = re.compile(r"[a-z0-9-]{1,80}")
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+}
+_MAY_LOOK = [Depends(requires_access_dag("GET"))]
 
 app = FastAPI(title="Gun detection", docs_url=None, redoc_url=None, openapi_url=None)
 
 
-@app.get("/reports/{key:path}", dependencies=[Depends(requires_access_dag("GET"))])
+@app.get("/reports/{key:path}", dependencies=_MAY_LOOK)
 def report(key: str, user: GetUserDep) -> HTMLResponse:
     """A stored report, for anyone who may look at DAGs."""
-    from gun_detection.errors import NotFoundError
+    if not _REPORT.fullmatch(key):
+        raise HTTPException(404, "There is no such report.")
+    return _stored(key, "report")
+
+
+@app.get("/cards/{model_id}", dependencies=_MAY_LOOK)
+def card(model_id: str, user: GetUserDep) -> HTMLResponse:
+    """The model card of a version."""
+    if not _MODEL.fullmatch(model_id):
+        raise HTTPException(404, "There is no such model.")
+    return _stored(f"models/{model_id}/card.html", "card; it is written when the model is judged")
+
+
+@app.get("/models", dependencies=_MAY_LOOK)
+def models(user: GetUserDep) -> HTMLResponse:
+    """Every version with its state, and who was champion when."""
+    from gun_detection.release.pages import models_page
+
+    return _page(models_page)
+
+
+@app.get("/decisions/{decision_id}", dependencies=_MAY_LOOK)
+def decision(decision_id: int, user: GetUserDep) -> HTMLResponse:
+    """What the gate said of a candidate, rule by rule."""
+    from gun_detection.release.pages import decision_page
+
+    return _page(lambda session: decision_page(session, decision_id))
+
+
+@app.get("/verdict", dependencies=_MAY_LOOK)
+def verdict(dag_id: str, run_id: str, user: GetUserDep) -> HTMLResponse:
+    """The decision of a DAG run; the tab of a run that decided nothing says so."""
+    from gun_detection.release.pages import verdict_page
+
+    # A plus in a query that the UI did not encode arrives as a space; no run id has one.
+    origin = f"airflow:{dag_id}:{run_id.replace(' ', '+')}"
+    return _page(lambda session: verdict_page(session, origin))
+
+
+def _page(make: Callable[[Any], str]) -> HTMLResponse:
+    from gun_detection.database import open_session
+    from gun_detection.errors import NotFoundError, TransientError
+    from gun_detection.settings import load_settings
+
+    try:
+        with open_session(load_settings()) as session:
+            return HTMLResponse(make(session), headers=_HEADERS)
+    except NotFoundError as error:
+        raise HTTPException(404, error.message) from None
+    except TransientError as error:
+        raise HTTPException(503, error.message, {"Retry-After": "10"}) from None
+
+
+def _stored(key: str, what: str) -> HTMLResponse:
+    from gun_detection.errors import NotFoundError, TransientError
     from gun_detection.settings import load_settings
     from gun_detection.storage import Storage
 
-    if not _REPORT.fullmatch(key):
-        raise HTTPException(404, "There is no such report.")
     settings = load_settings()
     try:
         page = Storage(settings).get(settings.data_bucket, key)
     except NotFoundError:
-        raise HTTPException(404, "There is no such report.") from None
-    headers = {
-        "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
-        "X-Content-Type-Options": "nosniff",
-    }
-    return HTMLResponse(page, headers=headers)
+        raise HTTPException(404, f"There is no such {what}.") from None
+    except TransientError as error:
+        raise HTTPException(503, error.message, {"Retry-After": "10"}) from None
+    return HTMLResponse(page, headers=_HEADERS)
 
 
 class GunDetectionPlugin(AirflowPlugin):
     name = "gun_detection"
     fastapi_apps = [{"app": app, "url_prefix": "/gun-detection", "name": "Gun detection"}]  # noqa: RUF012
+    external_views = [  # noqa: RUF012
+        {
+            "name": "Models",
+            "href": "gun-detection/models",
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "gun-detection-models",
+        },
+        {
+            "name": "Verdict",
+            "href": "gun-detection/verdict?dag_id={DAG_ID}&run_id={RUN_ID}",
+            "destination": "dag_run",
+            "url_route": "verdict",
+        },
+    ]

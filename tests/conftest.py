@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from gun_detection.database.models import ModelVersion
+    from gun_detection.release.registry import NewModel
 
 _TEMPLATE = "migrated_template"
 _numbers = count(1)
@@ -130,29 +131,32 @@ def shared_data() -> Path:
     return folder
 
 
+def random_model(seed: int) -> "NewModel":
+    """A small detector with random weights from a seed."""
+    import torch
+
+    from gun_detection.detector.architectures import DetectorConfig, build_detector
+    from gun_detection.release.registry import NewModel
+
+    detector = DetectorConfig(architecture="resnet18_fpn")
+    torch.manual_seed(seed)
+    return NewModel(
+        model=build_detector(detector),
+        detector=detector,
+        config={"detector": detector.model_dump(mode="json")},
+        config_hash="c" * 64,
+        dataset_id=None,
+        parent_id=None,
+        threshold=0.5,
+        training={},
+    )
+
+
 @pytest.fixture
 def publish_model(
     settings: Settings, storage: Storage, session: "Session"
 ) -> "Callable[[int], ModelVersion]":
     """Publishes a small detector with random weights from a seed."""
-    import torch
+    from gun_detection.release.registry import publish
 
-    from gun_detection.detector.architectures import DetectorConfig, build_detector
-    from gun_detection.release.registry import NewModel, publish
-
-    def make(seed: int) -> "ModelVersion":
-        detector = DetectorConfig(architecture="resnet18_fpn")
-        torch.manual_seed(seed)
-        new = NewModel(
-            model=build_detector(detector),
-            detector=detector,
-            config={"detector": detector.model_dump(mode="json")},
-            config_hash="c" * 64,
-            dataset_id=None,
-            parent_id=None,
-            threshold=0.5,
-            training={},
-        )
-        return publish(new, settings, storage, session)
-
-    return make
+    return lambda seed: publish(random_model(seed), settings, storage, session)

@@ -75,9 +75,13 @@ def test_the_loop_by_hand(cli: Run, settings: Settings, storage: Storage, tmp_pa
 
     code, _, errors = cli("promote", model)
     assert (code, "has not passed the gate" in errors) == (1, True)
-    assert ok(cli("gate", model, "--min-ap50", 1, "--json"))["passed"] is False
+    strict = tmp_path / "strict.yaml"
+    strict.write_text("rules: [{kind: at_least, metric: ap50, limit: 1, minimum_pictures: 1}]")
+    refused = ok(cli("gate", model, "--policy", strict, "--json"))
+    assert (refused["passed"], refused["policy"]) == (False, "strict.yaml")
+    assert "FAILED" in refused["explanation"]
     assert cli("promote", model)[0] == 1
-    assert ok(cli("gate", model, "--min-ap50", 0, "--json"))["passed"] is True
+    assert ok(cli("gate", model, "--policy", "trial", "--json"))["passed"] is True
     assert ok(cli("promote", model, "--json"))["champion_id"] == model
     code, _, errors = cli("rollback", "--reason", "a test")
     assert (code, "first champion" in errors) == (1, True)
@@ -89,7 +93,12 @@ def test_the_loop_by_hand(cli: Run, settings: Settings, storage: Storage, tmp_pa
     assert (summary["scored"], summary["quarantined"]) == (3, 1)
     assert ok(cli("score", "--json"))["planned"] == 0
 
-    assert [row["champion"] for row in ok(cli("models", "--json"))] == [False, True]
+    assert [row["state"] for row in ok(cli("models", "--json"))] == ["candidate", "champion"]
+    written = ok(cli("card", model, "--out", tmp_path / "card", "--json"))["files"]
+    assert {"card.html", "card.md"} <= {Path(name).name for name in written}
+    assert model in (tmp_path / "card" / "card.md").read_text()
+    pruned = ok(cli("prune", "--keep", 1, "--json"))
+    assert pruned["deleted"] == [], "the newest and the champion stay"
     assert [row["dataset"] for row in ok(cli("datasets", "--json"))] == [dataset["dataset_id"]]
     assert all(check["ok"] for check in ok(cli("doctor", "--json")))
 

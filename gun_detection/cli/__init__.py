@@ -37,6 +37,8 @@ for command in (
     release.gate,
     release.promote,
     release.rollback,
+    release.card,
+    release.prune,
     release.score,
     models.predict,
 ):

@@ -195,33 +195,23 @@ def import_model(
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the model versions, newest first, with the champion marked."""
-    from sqlalchemy import select
+    """List the model versions, newest first, with what became of each."""
+    from sqlalchemy import text
 
     from gun_detection.database import open_session
-    from gun_detection.database.models import Evaluation, ModelVersion
-    from gun_detection.release.registry import current_champion
 
     with open_session(read_settings()) as session:
-        champion = current_champion(session)
-        last = (
-            select(Evaluation.metrics["ap50"].as_float())
-            .where(Evaluation.model_id == ModelVersion.id, Evaluation.split == "holdout")
-            .order_by(Evaluation.id.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
+        found = session.execute(text("SELECT * FROM model_states ORDER BY created_at DESC"))
         rows = [
             {
-                "model": model.id,
-                "champion": champion is not None and model.id == champion.id,
-                "created": f"{model.created_at:%Y-%m-%d %H:%M}",
-                "dataset": (model.dataset_id or "")[:12],
-                "holdout_ap50": ap50,
-                "threshold": model.threshold,
+                "model": row.model_id,
+                "state": row.state,
+                "created": f"{row.created_at:%Y-%m-%d %H:%M}",
+                "dataset": (row.dataset_id or "")[:12],
+                "holdout_ap50": row.holdout_ap50,
+                "threshold": row.threshold,
+                "weights": "deleted" if row.deleted_at else "kept",
             }
-            for model, ap50 in session.execute(
-                select(ModelVersion, last).order_by(ModelVersion.created_at.desc())
-            )
+            for row in found
         ]
     show_rows(rows, as_json, "There is no model version yet.")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -57,13 +57,43 @@ def show_metrics(document: Mapping[str, Any], as_json: bool) -> None:
     out.print(table)
 
 
+def show_decision(document: Mapping[str, Any], as_json: bool) -> None:
+    """Rule by rule, as a person decides by it."""
+    if as_json:
+        print(json.dumps(document))
+        return
+    against = document["champion_id"] or "nothing: there is no champion yet"
+    said = "[green]passes[/]" if document["passed"] else "[red]is rejected[/]"
+    out.print(
+        f"{escape(document['candidate_id'])} {said}, compared with {escape(against)}, by the "
+        f"policy {escape(document['policy'])} ({document['policy_version']}).",
+        soft_wrap=True,
+    )
+    table = Table("rule", "value", "interval", "needs", "outcome", "note", box=None)
+    for rule in document["rules"]:
+        span = rule["interval"]
+        colour = "red" if rule["blocks"] else "green" if rule["outcome"] == "passed" else "dim"
+        table.add_row(
+            escape(rule["rule"]),
+            _text(rule["value"]),
+            f"{span[0]:.3f} to {span[1]:.3f}" if span else "",
+            f"{'at most' if rule['at_most'] else 'at least'} {rule['limit']:.3f}",
+            f"[{colour}]{rule['outcome']}[/]",
+            escape(rule["note"]),
+        )
+    out.print(table)
+    out.print(document["decision_url"], soft_wrap=True)
+
+
 def show_rows(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
     if as_json:
         print(json.dumps(rows))
     elif not rows:
         out.print(empty)
     else:
-        table = Table(*(name.replace("_", " ") for name in rows[0]), box=None)
+        # A name that is cut short cannot be copied.
+        columns = (Column(name.replace("_", " "), no_wrap=name == "model") for name in rows[0])
+        table = Table(*columns, box=None)
         for row in rows:
             table.add_row(*(escape(_text(value)) for value in row.values()))
         out.print(table)

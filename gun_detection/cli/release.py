@@ -1,6 +1,7 @@
 """Commands that decide on a champion and let it work."""
 
 import getpass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,22 +14,23 @@ from gun_detection.cli.options import (
     Version,
     read_settings,
 )
-from gun_detection.cli.output import progress, show
+from gun_detection.cli.output import progress, show, show_decision
 
 
 def gate(
     candidate: Version,
     dataset: Dataset = None,
-    min_ap50: Annotated[
-        float | None, typer.Option(min=0, max=1, help="AP50 floor instead of the settings'.")
+    policy: Annotated[
+        str | None,
+        typer.Option(help="standard, trial or a YAML file; by default the settings' own."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge a candidate against the champion; a rejection is a result, and exit code 0."""
     from gun_detection import stages
 
-    result = stages.gate(read_settings(), candidate, dataset, min_ap50)
-    show(result, as_json, result["explanation"])
+    result = stages.gate(read_settings(), candidate, dataset, policy, getpass.getuser())
+    show_decision(result, as_json)
 
 
 def promote(
@@ -58,6 +60,39 @@ def rollback(
 
     result = stages.rollback(read_settings(), getpass.getuser(), reason, to)
     show(result, as_json, f"The champion is {result['champion_id']}.")
+
+
+def card(
+    model: Version,
+    output: Annotated[Path, typer.Option("--out", help="Folder for the card and its pictures.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the model card of a version, as HTML and as Markdown."""
+    from gun_detection import stages
+
+    files = stages.model_card(read_settings(), model)
+    for name, data in files.items():
+        path = output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    document = {"files": [str(output / name) for name in files]}
+    show(document, as_json, f"Wrote {output / 'card.html'} and {output / 'card.md'}.")
+
+
+def prune(
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Newest versions to keep; default as the settings.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the weights of old model versions; those of champions stay."""
+    from gun_detection import stages
+
+    result = stages.prune(read_settings(), keep, dry_run=dry_run)
+    verb = "Would delete" if dry_run else "Deleted"
+    names = ", ".join(result["deleted"]) or "nothing"
+    show(result, as_json, f"{verb} the weights of {names}.")
 
 
 def score(

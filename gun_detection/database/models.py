@@ -62,7 +62,10 @@ class DatasetVersion(Base):
 
 
 class ModelVersion(Base):
-    """An immutable trained or imported detector; its files lie under `models/<id>/` in S3."""
+    """An immutable trained or imported detector; its files lie under `models/<id>/` in S3.
+
+    `deleted_at`: when retention took the weights away; the row stays, as others refer to it.
+    """
 
     __tablename__ = "model_version"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -77,6 +80,7 @@ class ModelVersion(Base):
     weights_sha256: Mapped[str]
     threshold: Mapped[float]
     training: Mapped[dict[str, Any]]
+    deleted_at: Mapped[datetime | None]
 
 
 class Evaluation(Base):
@@ -99,16 +103,36 @@ class Evaluation(Base):
 
 
 class GateDecision(Base):
-    """What the gate said of a candidate, rule by rule; `champion_id` is null for a first one."""
+    """What the gate said of a candidate, rule by rule; `champion_id` is null for a first one.
+
+    `policy` is the whole policy with its version, `origin` the run or person that asked.
+    """
 
     __tablename__ = "gate_decision"
     id: Mapped[int] = _serial()
     created_at: Mapped[datetime] = _created()
     candidate_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"), index=True)
     champion_id: Mapped[str | None] = mapped_column(ForeignKey("model_version.id"))
+    candidate_evaluation_id: Mapped[int | None] = mapped_column(ForeignKey("evaluation.id"))
+    champion_evaluation_id: Mapped[int | None] = mapped_column(ForeignKey("evaluation.id"))
     holdout_id: Mapped[str]
     passed: Mapped[bool]
+    policy: Mapped[dict[str, Any] | None]
     rules: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    origin: Mapped[str | None] = mapped_column(index=True)
+
+
+class Approval(Base):
+    """A person's answer to a candidate that passed, or that nobody answered in time."""
+
+    __tablename__ = "approval"
+    __table_args__ = (UniqueConstraint("gate_decision_id"),)
+    id: Mapped[int] = _serial()
+    created_at: Mapped[datetime] = _created()
+    gate_decision_id: Mapped[int] = mapped_column(ForeignKey("gate_decision.id"))
+    approved: Mapped[bool]
+    actor: Mapped[str]
+    comment: Mapped[str] = mapped_column(server_default=text("''"))
 
 
 class Promotion(Base):

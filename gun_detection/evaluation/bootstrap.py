@@ -6,8 +6,9 @@ Average precision of a resample is computed by COCO's formula from matches that 
 numbers themselves come from the COCO evaluator, and a test holds the two together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,22 +119,25 @@ def _within(values: Boxes, size: Interval) -> NDArray[np.bool_]:
     return result
 
 
-def average_precisions(pictures: Sequence[Matched]) -> dict[str, Callable[[Weights], float]]:
-    """Functions that give each average precision of a resample by its weights."""
-    by_iou = [Ranked.of(pictures, iou) for iou in IOUS]
-    by_size = {
-        name: [Ranked.of(pictures, iou, size) for iou in IOUS] for name, size in SIZES.items()
-    }
+def average_precisions(
+    pictures: Sequence[Matched], only: Collection[str] | None = None
+) -> dict[str, Callable[[Weights], float]]:
+    """Functions that give each average precision of a resample by its weights.
 
-    def mean(ranked: list[Ranked]) -> Callable[[Weights], float]:
+    With `only` some of them: each is a matching at up to ten IoUs.
+    """
+
+    def mean(size: Interval | None) -> Callable[[Weights], float]:
+        ranked = [Ranked.of(pictures, iou, size) for iou in IOUS]
         return lambda weights: float(np.mean([r.average_precision(weights) for r in ranked]))
 
-    return {
-        "ap": mean(by_iou),
-        "ap50": by_iou[IOUS.index(0.5)].average_precision,
-        "ap75": by_iou[IOUS.index(0.75)].average_precision,
-        **{name: mean(ranked) for name, ranked in by_size.items()},
+    makers: dict[str, Callable[[], Callable[[Weights], float]]] = {
+        "ap": lambda: mean(None),
+        "ap50": lambda: Ranked.of(pictures, 0.5).average_precision,
+        "ap75": lambda: Ranked.of(pictures, 0.75).average_precision,
+        **{name: partial(mean, size) for name, size in SIZES.items()},
     }
+    return {name: make() for name, make in makers.items() if only is None or name in only}
 
 
 def recalls_at_fppi(

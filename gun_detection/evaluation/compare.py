@@ -1,8 +1,10 @@
 """Two models on the same pictures, with the interval of each difference."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from gun_detection.errors import DatasetError
@@ -33,12 +35,25 @@ class Difference(BaseModel):
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 
-def compare(
+@dataclass(frozen=True)
+class Paired:
+    """Numbers of two models on the same pictures; `spread` is `second - first` by resample.
+
+    What there is nothing of (no gun-free picture, say) is NaN.
+    """
+
+    first: dict[str, float]
+    second: dict[str, float]
+    spread: dict[str, NDArray[np.float64]]
+
+
+def resample_both(
     first: Sequence[Sample],
     second: Sequence[Sample],
     thresholds: tuple[float, float],
-) -> list[Difference]:
-    """Every number of two models at their own thresholds, by the paired bootstrap over groups.
+    only: Collection[str] | None = None,
+) -> Paired:
+    """Numbers of two models at their own thresholds, by the paired bootstrap over groups.
 
     Both are resampled by the same pictures, so that what is hard for both cancels out.
     Raises `DatasetError` when they were not measured on the same pictures.
@@ -48,27 +63,41 @@ def compare(
         raise DatasetError("the two models were measured on other pictures: evaluate both again")
     both = [[sample.matched for sample in samples] for samples in (first, second)]
     functions = [
-        numbers_of(matched, threshold) for matched, threshold in zip(both, thresholds, strict=True)
+        numbers_of(matched, threshold, only)
+        for matched, threshold in zip(both, thresholds, strict=True)
     ]
     ones = np.ones(len(names), dtype=np.int64)
     points = [function(ones) for function in functions]
     resamples = min(resamples_for(matched) for matched in both)
     weights = draw_weights([sample.group for sample in first], resamples)
     drawn = [[function(row) for row in weights] for function in functions]
-    found = []
-    for name in points[0]:
-        a, b = points[0][name], points[1][name]
-        spread = np.array([y[name] - x[name] for x, y in zip(*drawn, strict=True)])
-        found.append(
-            Difference(
-                name=name,
-                first=_known(a),
-                second=_known(b),
-                difference=_known(b - a),
-                interval=interval(spread),
-            )
+    spread = {
+        name: np.array([y[name] - x[name] for x, y in zip(*drawn, strict=True)])
+        for name in points[0]
+    }
+    return Paired(points[0], points[1], spread)
+
+
+def compare(
+    first: Sequence[Sample],
+    second: Sequence[Sample],
+    thresholds: tuple[float, float],
+) -> list[Difference]:
+    """Every number of two models, each at its own threshold, with the interval of the difference.
+
+    Raises `DatasetError` when they were not measured on the same pictures.
+    """
+    paired = resample_both(first, second, thresholds)
+    return [
+        Difference(
+            name=name,
+            first=_known(paired.first[name]),
+            second=_known(paired.second[name]),
+            difference=_known(paired.second[name] - paired.first[name]),
+            interval=interval(spread),
         )
-    return found
+        for name, spread in paired.spread.items()
+    ]
 
 
 def _known(value: float) -> float | None:

@@ -59,7 +59,7 @@ def evaluate_version(
     predictor = load_predictor(model, settings, storage, EVALUATION_FLOOR)
     samples = measure(
         predictor,
-        (_labelled(pictures, index) for index in range(len(pictures))),
+        (load_labelled(pictures, index) for index in range(len(pictures))),
         lambda done: progress(done, len(pictures)),
     )
     groups = [sample.group for sample in samples.items]
@@ -70,7 +70,7 @@ def evaluate_version(
         metrics,
         slices,
         samples.items,
-        lambda index: _labelled(pictures, index).pixels,
+        lambda index: load_labelled(pictures, index).pixels,
         _notes(model, samples),
     )
     prefix = f"evaluations/{model.id}/{dataset_id[:16]}-{split}-v{EVALUATOR_VERSION}"
@@ -156,7 +156,8 @@ def _decode(sample: Sample, decoder: SandboxedDecoder) -> Labelled:
     return Labelled(sample.name, sample.name, "", pixels, truth)
 
 
-def _labelled(pictures: DetectionDataset, index: int) -> Labelled:
+def load_labelled(pictures: DetectionDataset, index: int) -> Labelled:
+    """A picture of a split with its boxes, decoded."""
     entry = pictures.entries[index]
     image, target = pictures[index]
     return Labelled(

@@ -46,22 +46,16 @@ def render_report(
     """
     threshold = metrics.threshold
     matched = [sample.matched for sample in samples]
-    free: list[tuple[float, int]] = []
-    armed: list[tuple[float, int]] = []
-    missed: list[tuple[float, int]] = []
-    for index, picture in enumerate(matched):
-        wrong = picture.found.scores[~picture.correct]
-        worst = float(wrong.max()) if len(wrong) else 0.0
-        if worst >= threshold:
-            (free if picture.negative else armed).append((worst, index))
-        count = len(picture.missed(threshold))
-        if count:
-            missed.append((count, index))
-
-    def gallery(ranked: Sequence[tuple[float, int]]) -> list[dict[str, str]]:
-        worst = sorted(ranked, key=lambda item: (-item[0], item[1]))[:_SHOWN]
-        return [_card(samples[index], pixels(index), threshold) for _, index in worst]
-
+    galleries = []
+    for name, worst in rank_failures(samples, threshold).items():
+        cards = [
+            {
+                "name": samples[index].name,
+                "source": data_uri(draw_failure(samples[index], pixels(index), threshold)),
+            }
+            for index in worst[:_SHOWN]
+        ]
+        galleries.append((name, cards, len(worst)))
     environment = Environment(
         loader=PackageLoader("gun_detection.evaluation"), autoescape=select_autoescape()
     )
@@ -69,14 +63,10 @@ def render_report(
         title=title,
         metrics=metrics,
         notes=notes,
-        rows=_rows(metrics),
+        rows=number_rows(metrics),
         plots=_plots(matched, threshold) if metrics.boxes else [],
-        slices=[_slice_row(item) for item in slices],
-        galleries=[
-            ("Worst false positives on gun-free pictures", gallery(free), len(free)),
-            ("Worst false positives on pictures with guns", gallery(armed), len(armed)),
-            ("Most missed guns", gallery(missed), len(missed)),
-        ],
+        slices=[slice_row(item) for item in slices],
+        galleries=galleries,
         cost=_cost(samples),
     )
 
@@ -91,7 +81,33 @@ def _plots(matched: Sequence[Matched], threshold: float) -> list[tuple[str, Mark
     ]
 
 
-def _card(sample: Sample, pixels: NDArray[np.uint8], threshold: float) -> dict[str, str]:
+def rank_failures(samples: Sequence[Sample], threshold: float) -> dict[str, list[int]]:
+    """Indices of the pictures with failures at a threshold by kind of failure, worst first."""
+    free: list[tuple[float, int]] = []
+    armed: list[tuple[float, int]] = []
+    missed: list[tuple[float, int]] = []
+    for index, sample in enumerate(samples):
+        picture = sample.matched
+        wrong = picture.found.scores[~picture.correct]
+        worst = float(wrong.max()) if len(wrong) else 0.0
+        if worst >= threshold:
+            (free if picture.negative else armed).append((worst, index))
+        count = len(picture.missed(threshold))
+        if count:
+            missed.append((count, index))
+    ranked = {
+        "Worst false positives on gun-free pictures": free,
+        "Worst false positives on pictures with guns": armed,
+        "Most missed guns": missed,
+    }
+    return {
+        name: [index for _, index in sorted(found, key=lambda item: (-item[0], item[1]))]
+        for name, found in ranked.items()
+    }
+
+
+def draw_failure(sample: Sample, pixels: NDArray[np.uint8], threshold: float) -> bytes:
+    """A small JPEG of the picture with the marks from `threshold` on, and what was missed."""
     matched = sample.matched
     drawn = draw_boxes(pixels, matched.found.boxes, matched.found.scores, threshold)
     missed = matched.truth[matched.missed(threshold)]
@@ -100,11 +116,16 @@ def _card(sample: Sample, pixels: NDArray[np.uint8], threshold: float) -> dict[s
     )
     # Large pictures make a page that no browser opens.
     step = max(1, max(drawn.shape[:2]) // _SIDE)
-    data = base64.b64encode(encode_jpeg(np.ascontiguousarray(drawn[::step, ::step]), 80)).decode()
-    return {"name": sample.name, "source": f"data:image/jpeg;base64,{data}"}
+    return encode_jpeg(np.ascontiguousarray(drawn[::step, ::step]), 80)
 
 
-def _rows(metrics: Metrics) -> list[Row]:
+def data_uri(jpeg: bytes) -> str:
+    """The picture as part of a page."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def number_rows(metrics: Metrics) -> list[Row]:
+    """Every number with its interval and what it means, for people."""
     found = metrics.intervals
     rows = [
         ("AP50", "ap50", "average precision at IoU 0.5"),
@@ -127,7 +148,7 @@ def _rows(metrics: Metrics) -> list[Row]:
         Row(name, _text(getattr(metrics, key)), _range(found.get(key)), meaning)
         for name, key, meaning in rows
     ]
-    for level, value in metrics.recall_at_fppi.items():
+    for level, value in sorted(metrics.recall_at_fppi.items(), key=lambda item: float(item[0])):
         name = f"Recall at {float(level):g} false positives"
         meaning = f"at the threshold that gives {float(level):g} per gun-free picture"
         key = f"recall_at_fppi_{level}"
@@ -136,7 +157,8 @@ def _rows(metrics: Metrics) -> list[Row]:
     return [*table, Row("Calibration error", error, "", "score against the share that is right")]
 
 
-def _slice_row(item: Slice) -> list[str]:
+def slice_row(item: Slice) -> list[str]:
+    """A slice as the cells of a table."""
     return [
         item.property,
         item.value,

@@ -17,7 +17,7 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection import __version__
 from gun_detection.database import open_session
-from gun_detection.database.models import GateDecision, ModelVersion, Promotion
+from gun_detection.database.models import Approval, GateDecision, ModelVersion, Promotion
 from gun_detection.detector.architectures import (
     ARCHITECTURES,
     DetectorConfig,
@@ -38,6 +38,7 @@ from gun_detection.errors import (
     ReleaseError,
     ServiceUnavailableError,
     SettingsError,
+    TerminalError,
 )
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -108,7 +109,8 @@ def publish(new: NewModel, settings: Settings, storage: Storage, session: Sessio
             threshold=new.threshold,
             training=new.training,
         )
-        .on_conflict_do_nothing()
+        # What retention had deleted and was trained again is there again.
+        .on_conflict_do_update(index_elements=["id"], set_={"deleted_at": None})
     )
     logger.info("published %s with weights %s", model_id, sha256[:12])
     return get_model(session, model_id)
@@ -130,8 +132,34 @@ def get_model(session: Session, name: str) -> ModelVersion:
     return model
 
 
+def verify_weights(version: ModelVersion, settings: Settings, storage: Storage) -> None:
+    """Read the stored weights once; raises `TerminalError` unless they are those of the version."""
+    require_weights(version)
+    digest = hashlib.sha256()
+    with storage.open(settings.data_bucket, version.weights_key) as body:
+        while chunk := body.read(2**20):
+            digest.update(chunk)
+    if digest.hexdigest() != version.weights_sha256:
+        raise TerminalError(
+            f"the stored weights of {version.id} have sha256 {digest.hexdigest()}, recorded is "
+            f"{version.weights_sha256}: they were changed or damaged; restore them from a backup",
+            reason="SHA256_MISMATCH",
+        )
+
+
+def require_weights(version: ModelVersion) -> None:
+    """Raise `ModelError` where retention has deleted them."""
+    if version.deleted_at is not None:
+        raise ModelError(
+            f"the weights of {version.id} were deleted by retention on "
+            f"{version.deleted_at:%Y-%m-%d}: take another version, or train it again",
+            reason="MODEL_DELETED",
+        )
+
+
 def load_model(version: ModelVersion, settings: Settings, storage: Storage) -> FasterRCNN:
     """The detector of a version, from the local cache or S3; its sha256 is checked every time."""
+    require_weights(version)
     detector = DetectorConfig.model_validate(version.config["detector"])
     path = settings.home / "cache" / "models" / f"{version.weights_sha256}.safetensors"
     if path.exists():
@@ -256,16 +284,27 @@ def promote(
 ) -> Promotion:
     """Make a version champion, by one more row; promoting the champion again adds none.
 
-    With a gate decision it must have passed, be about this model, and have compared it with the
-    present champion: another may have been promoted since. Raises `ReleaseError`.
+    With a gate decision it must have passed, be about this model, not have been refused by a
+    person, and have compared the model with the present champion: another may have been promoted
+    since. Raises `ReleaseError`, and `ServiceUnavailableError` while another promotion is made.
     """
-    _take_turn(session)
+    take_turn(session)
     model = get_model(session, model_id)
     champion = current_champion(session)
     champion_id = champion.id if champion else None
     if decision is not None:
         if decision.candidate_id != model.id or not decision.passed:
             raise ReleaseError(f"gate decision {decision.id} does not allow {model.id}")
+        refused = session.scalar(
+            select(Approval).where(
+                Approval.gate_decision_id == decision.id, Approval.approved.is_(False)
+            )
+        )
+        if refused is not None:
+            raise ReleaseError(
+                f"{refused.actor} refused gate decision {decision.id}: run the gate again, "
+                "or promote with --force and a reason"
+            )
         if decision.champion_id != champion_id and champion_id != model.id:
             raise ReleaseError(
                 f"the champion is {champion_id} by now, and {model.id} was compared with "
@@ -281,7 +320,14 @@ def promote(
 
 def rollback(session: Session, *, actor: str, reason: str, to: str | None = None) -> Promotion:
     """Go back to the champion before this one, or to an earlier champion `to`, by one more row."""
-    _take_turn(session)
+    take_turn(session)
+    target, champion = rollback_target(session, to), current_champion(session)
+    assert champion is not None
+    return _append(session, target.id, champion.id, "rollback", actor, reason, None)
+
+
+def rollback_target(session: Session, to: str | None = None) -> ModelVersion:
+    """Where a rollback would go to; raises `ReleaseError` where there is nothing like it."""
     champion = current_champion(session)
     if champion is None:
         raise ReleaseError("there is no champion to roll back", reason="NO_CHAMPION")
@@ -293,7 +339,7 @@ def rollback(session: Session, *, actor: str, reason: str, to: str | None = None
         )
     if not earlier:
         raise ReleaseError(f"{champion.id} is the first champion: there is nothing to go back to")
-    return _append(session, to or earlier[0], champion.id, "rollback", actor, reason, None)
+    return get_model(session, to or earlier[0])
 
 
 def _earlier_champions(session: Session, champion_id: str) -> list[str]:
@@ -334,7 +380,7 @@ def _append(
     return row
 
 
-def _take_turn(session: Session) -> None:
+def take_turn(session: Session) -> None:
     """Promotions happen one after the other, in the order in which this is granted."""
     got = session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _PROMOTION_LOCK})
     if not got:

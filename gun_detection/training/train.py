@@ -52,19 +52,24 @@ def latest_dataset(session: Session) -> DatasetVersion:
     return dataset
 
 
-def find_trained(session: Session, dataset_id: str, config: TrainingConfig) -> ModelVersion | None:
-    """The model that this recipe gave on this data set, if it was trained before."""
-    return session.scalar(
-        select(ModelVersion)
-        .where(ModelVersion.dataset_id == dataset_id, ModelVersion.config_hash == config.hash())
-        .order_by(ModelVersion.created_at.desc())
-        .limit(1)
+def find_trained(
+    session: Session, dataset_id: str, config: TrainingConfig, *, deleted: bool = False
+) -> ModelVersion | None:
+    """The model that this recipe gave on this data set, if it was trained before.
+
+    One whose files were `deleted` since is of no use but to know that it was judged.
+    """
+    found = select(ModelVersion).where(
+        ModelVersion.dataset_id == dataset_id, ModelVersion.config_hash == config.hash()
     )
+    if not deleted:
+        found = found.where(ModelVersion.deleted_at.is_(None))
+    return session.scalar(found.order_by(ModelVersion.created_at.desc()).limit(1))
 
 
 def training_need(session: Session, dataset_id: str, config: TrainingConfig) -> Need:
     """Training again on the same data with the same recipe would give the same model."""
-    model = find_trained(session, dataset_id, config)
+    model = find_trained(session, dataset_id, config, deleted=True)
     if model is None:
         return Need(True, f"no model has this recipe on data set {dataset_id[:12]}")
     judged = session.scalar(

@@ -88,9 +88,9 @@ def test_a_restarted_server_is_not_noticed_by_the_next_session(settings: Setting
         assert session.scalar(text("SELECT 1")) == 1
 
 
-@pytest.mark.parametrize("table", ["promotion", "review"])
+@pytest.mark.parametrize("table", ["promotion", "review", "gate_decision", "approval"])
 @pytest.mark.parametrize(
-    "statement", ["DELETE FROM {}", "UPDATE {} SET id = DEFAULT", "TRUNCATE {}"]
+    "statement", ["DELETE FROM {}", "UPDATE {} SET id = DEFAULT", "TRUNCATE {} CASCADE"]
 )
 def test_history_cannot_be_changed(session: Session, table: str, statement: str) -> None:
     with pytest.raises(DBAPIError, match="append-only"), session.begin_nested():
@@ -100,6 +100,8 @@ def test_history_cannot_be_changed(session: Session, table: str, statement: str)
 def test_an_empty_database_has_empty_views(session: Session) -> None:
     for view in (
         "current_champion",
+        "champion_history",
+        "model_states",
         "current_uploads",
         "current_outcomes",
         "current_detections",

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -56,12 +57,12 @@ def test_a_scoring_run_survives_a_kill(
 
 
 def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
-    platform: RunningPlatform, champion: dict[str, object]
+    platform: RunningPlatform, champion: dict[str, object], strict_policy: Path
 ) -> None:
     storage, bucket = Storage(platform.settings), platform.settings.data_bucket
     overrides = {"max_steps": 60, "checkpoint_minutes": 0.05, "seed": 7}
     # Rejected in the end: the other tests know the champion.
-    conf = {"preset": "smoke", "overrides": overrides, "min_ap50": 1.0}
+    conf = {"preset": "smoke", "overrides": overrides, "policy": str(strict_policy)}
     run_id = platform.airflow.trigger("retrain", conf)
     deadline = time.monotonic() + 180
     # Named by their steps: the first one is of the start.

@@ -64,17 +64,17 @@ def test_the_same_again_is_skipped_with_the_reason(
 
 
 def test_a_rejected_candidate_leaves_the_champion_and_the_run_green(
-    platform: RunningPlatform, champion: dict[str, Any]
+    platform: RunningPlatform, champion: dict[str, Any], strict_policy: Path
 ) -> None:
     conf = QUICK | {
         "dataset_id": champion["ingest"]["dataset_id"],
         "overrides": {"max_steps": 1, "seed": 7},
-        "min_ap50": 1.0,
+        "policy": str(strict_policy),
     }
     rejected = run(platform, "retrain", conf)
     assert rejected["gate"]["passed"] is False
     assert rejected["promote"] == "skipped"
-    log = platform.airflow.task_log("retrain", rejected["run_id"], "promote")
+    log = platform.airflow.task_log("retrain", rejected["run_id"], "approve")
     assert "is rejected" in log
     [row] = query(platform, "SELECT model_id FROM current_champion")
     assert row.model_id == champion["train"]["model_id"]
@@ -112,7 +112,8 @@ def test_every_upload_gets_one_outcome(platform: RunningPlatform, champion: dict
         ("score_uploads", {"threshold": 2}),
         ("score_uploads", {"prefix": 5}),
         ("retrain", {"preset": "fast"}),
-        ("retrain", {"min_ap50": "much"}),
+        ("retrain", {"promotion": "perhaps"}),
+        ("rollback_champion", {}),
     ],
 )
 def test_a_bad_value_is_refused_when_triggered(

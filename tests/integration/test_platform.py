@@ -12,7 +12,7 @@ import pytest
 from embedded.config import USERS, PlatformError
 from embedded.stack import Stack
 from gun_detection.storage import Storage
-from tests.integration.conftest import RunningPlatform
+from tests.integration.conftest import APPROVAL_HOURS, WEBHOOK, RunningPlatform
 
 pytestmark = pytest.mark.airflow
 
@@ -80,6 +80,9 @@ def test_changed_settings_reach_the_services(
     platform: RunningPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUN_DETECTION_DATASET_SOURCE", '/some "folder" with 100% o\'dd; names')
+    for name in (APPROVAL_HOURS, WEBHOOK):
+        # What other tests rely on stays.
+        monkeypatch.setenv(name, platform.environment[name])
     changed = Stack(platform.stack.platform)
     servers = {row.name: row.pid for row in changed.status()[:2]}
     assert changed.up(nullcontext, attached=True) is True

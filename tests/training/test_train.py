@@ -6,6 +6,7 @@ import signal
 
 import psutil
 import pytest
+import torch
 
 from gun_detection import stages
 from gun_detection.database import open_session
@@ -14,6 +15,7 @@ from gun_detection.release.registry import get_model
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
 from gun_detection.training.loop import Progress
+from gun_detection.training.step import select_precision
 
 # A few steps of the smallest detector that is not made for the tests: other processes know it.
 QUICK = {
@@ -45,7 +47,8 @@ def test_a_model_version_holds_how_it_came_about(
         model = get_model(session, result["model_id"])
     record = model.training
     assert record["hardware"]
-    assert (record["device"], record["processes"], record["precision"]) == ("cpu", 1, "float32")
+    precision = select_precision("auto", torch.device("cpu"))
+    assert (record["device"], record["processes"], record["precision"]) == ("cpu", 1, precision)
     assert record["images"] == 8
     assert record["wall_seconds"] > 0
     assert record["cpu_seconds"] > 0

@@ -1,0 +1,106 @@
+"""Telling people of promotions: a webhook in Slack's form, and e-mail.
+
+Each is sent where Airflow has a connection for it, and nothing is said where it has none:
+`gun_detection_webhook` (HTTP) and `gun_detection_email` (SMTP). A message that cannot be sent
+is an error in the task's log and nothing more.
+"""
+
+from html import escape
+from typing import Any, Literal
+
+from airflow.sdk import BaseHook, BaseNotifier
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+WEBHOOK, EMAIL = "gun_detection_webhook", "gun_detection_email"
+_TIMEOUT = 10
+
+Event = Literal["promoted", "rejected", "waiting", "rolled back"]
+
+
+class Announcement(BaseNotifier):
+    """Says what happened to a candidate, with a link to the decision.
+
+    `gate_task` is the task whose result says what was decided, `answer` what a person said.
+    """
+
+    def __init__(
+        self, event: Event, gate_task: str, *, answer: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.event, self.gate_task, self.answer = event, gate_task, answer
+
+    def notify(self, context: Any) -> None:
+        result = context["ti"].xcom_pull(task_ids=self.gate_task)
+        if self.event == "rejected" and self.answer is None and result["passed"]:
+            return
+        line, details, url = self._message(result, context)
+        for send in (_to_webhook, _to_email):
+            try:
+                send(line, details, url)
+            except AirflowNotFoundException:
+                continue
+            except Exception as error:
+                # Nobody's candidate waits for a chat server.
+                self.log.error("%s could not tell: %s", send.__name__.strip("_"), error)
+
+    def _message(self, result: dict[str, Any], context: Any) -> tuple[str, str, str]:
+        """(what happened, why, where to look)."""
+        if self.event == "rolled back":
+            return (
+                f"{result['champion_id']} is champion again, after {result['previous_id']}",
+                f"Rolled back by {result['actor']}: {result['reason']}",
+                result["card_url"],
+            )
+        model, url = result["candidate_id"], result["decision_url"]
+        if self.event == "waiting":
+            hours = f"{result['approval_hours']:g}"
+            where = context["task"].generate_link_to_ui(task_instance=context["ti"])
+            return (
+                f"{model} waits for approval",
+                f"It passed the gate. No answer within {hours} hours is a rejection.",
+                where,
+            )
+        if self.answer is not None:
+            comment = f": {self.answer['comment']}" if self.answer["comment"] else ""
+            return f"{model} was not approved", f"By {self.answer['actor']}{comment}.", url
+        if self.event == "promoted":
+            before = result["champion_id"] or "nobody"
+            return f"{model} is champion, after {before}", result["explanation"], url
+        return f"{model} was rejected by the gate", result["explanation"], url
+
+
+def _to_webhook(line: str, details: str, url: str) -> None:
+    from airflow.providers.http.hooks.http import HttpHook
+
+    connection = BaseHook.get_connection(WEBHOOK)
+    # A webhook's path is its secret: as the password, Airflow keeps it out of logs.
+    secret = connection.password or ""
+    try:
+        HttpHook(method="POST", http_conn_id=WEBHOOK).run(
+            endpoint=secret,
+            json={"text": f"*{_slack(line)}*\n{_slack(details)}\n{url}"},
+            extra_options={"timeout": _TIMEOUT},
+        )
+    except Exception as error:
+        said = str(error)
+        raise RuntimeError(said.replace(secret, "***") if secret else said) from None
+
+
+def _to_email(line: str, details: str, url: str) -> None:
+    from airflow.providers.smtp.hooks.smtp import SmtpHook
+
+    recipients = BaseHook.get_connection(EMAIL).extra_dejson.get("to")
+    if not recipients:
+        raise ValueError(f'the connection {EMAIL} names nobody: add "to" to its extra fields')
+    with SmtpHook(smtp_conn_id=EMAIL) as server:
+        server.send_email_smtp(
+            to=recipients,
+            subject=f"[gun detection] {line}",
+            html_content=f"<p><strong>{escape(line)}</strong></p><p>{escape(details)}</p>"
+            f'<p><a href="{escape(url)}">{escape(url)}</a></p>',
+        )
+
+
+def _slack(text: str) -> str:
+    """Slack's own escaping: what was written by others cannot mention or link."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

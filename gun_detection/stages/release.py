@@ -1,0 +1,206 @@
+"""From a measured candidate to a champion: gate, approval, promotion, rollback, retention."""
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from gun_detection.database import open_session
+from gun_detection.database.models import Approval, Evaluation, GateDecision, ModelVersion
+from gun_detection.errors import NotFoundError, ReleaseError
+from gun_detection.settings import Settings
+from gun_detection.stages.links import card_url, decision_url, report_url
+from gun_detection.storage import Storage
+
+Json = dict[str, Any]
+
+
+def gate(
+    settings: Settings,
+    candidate: str,
+    dataset_id: str | None = None,
+    policy: str | None = None,
+    origin: str | None = None,
+) -> Json:
+    """Judge a candidate against the present champion on the same holdout, and record it.
+
+    `policy` is a name or the path of a YAML file, by default that of the settings; `origin` says
+    who asked.
+    """
+    from gun_detection.evaluation.evaluate import evaluate_version
+    from gun_detection.release.canary import fly_canary
+    from gun_detection.release.card import write_card
+    from gun_detection.release.gate import explain, judge, record, require_same_data
+    from gun_detection.release.pages import approval_text
+    from gun_detection.release.policy import load_policy
+    from gun_detection.release.registry import current_champion, get_model, require_weights
+    from gun_detection.release.rules import Case
+    from gun_detection.training.train import latest_dataset
+
+    rules = load_policy(policy or settings.gate_policy)
+    storage = Storage(settings)
+    with open_session(settings) as session:
+        dataset_id = dataset_id or latest_dataset(session).id
+        model, champion = get_model(session, candidate), current_champion(session)
+        require_weights(model)
+        versions = [version for version in (model, champion) if version is not None]
+        rows = [evaluate_version(v, dataset_id, settings, storage, session) for v in versions]
+        for other in rows[1:]:
+            require_same_data(rows[0], other)
+        measured = [
+            _measured(*both, settings, storage) for both in zip(versions, rows, strict=True)
+        ]
+    # Other processes see the evaluations from here on, and no transaction waits for the canary.
+    canary = fly_canary(model.id, dataset_id, measured[0].samples, settings)
+    case = Case(measured[0], measured[1] if champion else None, canary)
+    verdicts = judge(case, rules)
+    with open_session(settings) as session:
+        decision = record(session, rows[0], rows[1] if champion else None, rules, verdicts, origin)
+        write_card(session, model.id, settings, storage)
+        return {
+            "decision_id": decision.id,
+            "passed": decision.passed,
+            "candidate_id": decision.candidate_id,
+            "champion_id": decision.champion_id,
+            "policy": rules.name,
+            "policy_version": rules.version,
+            "promotion": settings.promotion,
+            "approval_hours": settings.approval_hours,
+            "rules": decision.rules,
+            "explanation": explain(decision),
+            "approval_text": approval_text(session, decision, settings),
+            "decision_url": decision_url(settings, decision.id),
+            "report_url": report_url(settings, rows[0].report_key),
+        }
+
+
+def _measured(version: ModelVersion, row: Evaluation, settings: Settings, storage: Storage) -> Any:
+    from gun_detection.evaluation.evaluate import load_samples
+    from gun_detection.release.rules import Measured
+
+    return Measured(
+        model_id=version.id,
+        threshold=version.threshold,
+        metrics=row.metrics,
+        samples=load_samples(row, settings, storage).items,
+        weights_bytes=storage.size(settings.data_bucket, version.weights_key),
+    )
+
+
+def answer(
+    settings: Settings, decision_id: int, *, approved: bool, actor: str, comment: str = ""
+) -> Json:
+    """Record a person's answer to a candidate that passed; the same answer again changes nothing.
+
+    Raises `ReleaseError` when the decision was answered otherwise.
+    """
+    with open_session(settings) as session:
+        decision = _decision(session, decision_id)
+        known = session.scalar(select(Approval).where(Approval.gate_decision_id == decision.id))
+        if known is None:
+            known = Approval(
+                gate_decision_id=decision.id, approved=approved, actor=actor, comment=comment
+            )
+            session.add(known)
+        elif known.approved != approved:
+            said = "approved" if known.approved else "refused"
+            raise ReleaseError(
+                f"gate decision {decision_id} was {said} by {known.actor}: run the gate again"
+            )
+        return {"approved": known.approved, "actor": known.actor, "comment": known.comment}
+
+
+def promote(
+    settings: Settings,
+    model: str,
+    actor: str,
+    reason: str,
+    decision_id: int | None = None,
+) -> Json:
+    """Make a model version champion; with a gate decision, only if that one allows it.
+
+    The stored weights are read and checked first, whoever promotes.
+    """
+    from gun_detection.release.card import write_card
+    from gun_detection.release.registry import get_model, verify_weights
+    from gun_detection.release.registry import promote as promote_model
+
+    storage = Storage(settings)
+    with open_session(settings) as session:
+        verify_weights(get_model(session, model), settings, storage)
+    with open_session(settings) as session:
+        decision = None if decision_id is None else _decision(session, decision_id)
+        row = promote_model(session, model, actor=actor, reason=reason, decision=decision)
+        result = {
+            "promotion_id": row.id,
+            "champion_id": row.model_id,
+            "previous_id": row.previous_id,
+            "actor": row.actor,
+            "card_url": card_url(settings, row.model_id),
+        }
+    with open_session(settings) as session:
+        write_card(session, model, settings, storage)
+    return result
+
+
+def require_passed(settings: Settings, model: str) -> int:
+    """The id of the last gate decision on a model; raises `ReleaseError` unless it passed."""
+    with open_session(settings) as session:
+        last = session.scalar(
+            select(GateDecision)
+            .where(GateDecision.candidate_id == model)
+            .order_by(GateDecision.id.desc())
+            .limit(1)
+        )
+    if last is None or not last.passed:
+        raise ReleaseError(
+            f"{model} has not passed the gate: run `gun-detection gate {model}`, "
+            "or promote it all the same with --force and a reason",
+            reason="GATE_NOT_PASSED",
+        )
+    return last.id
+
+
+def rollback(settings: Settings, actor: str, reason: str, to: str | None = None) -> Json:
+    """Make an earlier champion the champion again, from the next scoring run on."""
+    from gun_detection.release.registry import rollback as rollback_model
+    from gun_detection.release.registry import rollback_target, verify_weights
+
+    with open_session(settings) as session:
+        target = rollback_target(session, to)
+        verify_weights(target, settings, Storage(settings))
+    with open_session(settings) as session:
+        row = rollback_model(session, actor=actor, reason=reason, to=target.id)
+        return {
+            "promotion_id": row.id,
+            "champion_id": row.model_id,
+            "previous_id": row.previous_id,
+            "actor": row.actor,
+            "reason": row.reason,
+            "card_url": card_url(settings, row.model_id),
+        }
+
+
+def prune(settings: Settings, keep: int | None = None, *, dry_run: bool = False) -> Json:
+    """Delete the weights of old versions that never were champion; see `release.retention`."""
+    from gun_detection.release.retention import prune as prune_models
+
+    keep = settings.keep_models if keep is None else keep
+    return prune_models(settings, Storage(settings), keep, dry_run=dry_run)
+
+
+def model_card(settings: Settings, model: str) -> dict[str, bytes]:
+    """The files of a model's card (HTML, Markdown, pictures), made anew from what is recorded."""
+    from gun_detection.release.card import write_card
+    from gun_detection.release.registry import get_model
+
+    with open_session(settings) as session:
+        version = get_model(session, model)
+        return write_card(session, version.id, settings, Storage(settings))
+
+
+def _decision(session: Session, decision_id: int) -> GateDecision:
+    decision = session.get(GateDecision, decision_id)
+    if decision is None:
+        raise NotFoundError(f"there is no gate decision {decision_id}")
+    return decision

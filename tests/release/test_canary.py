@@ -1,0 +1,119 @@
+"""A candidate whose stored weights are not what was measured never becomes champion."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from sqlalchemy import text
+
+from gun_detection import stages
+from gun_detection.database import open_session
+from gun_detection.errors import NotFoundError, ReleaseError, TerminalError
+from gun_detection.release.registry import get_model, publish
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from tests.conftest import random_model
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that was measured on the holdout of `dataset_id`, and another of its kind."""
+
+    model_id: str
+    other_id: str
+    dataset_id: str
+
+
+@pytest.fixture
+def candidate(settings: Settings, storage: Storage) -> Candidate:
+    dataset = stages.ingest("synthetic:40:5", settings)["dataset_id"]
+    ids = []
+    for seed in (1, 2):
+        with open_session(settings) as session:
+            ids.append(publish(random_model(seed), settings, storage, session).id)
+    stages.evaluate(settings, ids[0], dataset)
+    return Candidate(ids[0], ids[1], dataset)
+
+
+def damage(candidate: Candidate, settings: Settings, storage: Storage) -> None:
+    key = f"models/{candidate.model_id}/weights.safetensors"
+    data = bytearray(storage.get(settings.data_bucket, key))
+    data[len(data) // 2] ^= 1
+    storage.put(settings.data_bucket, key, bytes(data))
+
+
+def cut(candidate: Candidate, settings: Settings, storage: Storage) -> None:
+    key = f"models/{candidate.model_id}/weights.safetensors"
+    data = storage.get(settings.data_bucket, key)
+    storage.put(settings.data_bucket, key, data[: len(data) // 2])
+
+
+def swap(candidate: Candidate, settings: Settings, storage: Storage) -> None:
+    own, other = (
+        f"models/{model}/weights.safetensors" for model in (candidate.model_id, candidate.other_id)
+    )
+    storage.put(settings.data_bucket, own, storage.get(settings.data_bucket, other))
+
+
+def swap_with_its_hash(candidate: Candidate, settings: Settings, storage: Storage) -> None:
+    """Whoever did it changed the record, too: only the answers give it away."""
+    swap(candidate, settings, storage)
+    with open_session(settings) as session:
+        session.execute(
+            text(
+                "UPDATE model_version SET weights_sha256 = other.weights_sha256 "
+                "FROM model_version other WHERE other.id = :other AND model_version.id = :own"
+            ),
+            {"own": candidate.model_id, "other": candidate.other_id},
+        )
+
+
+def another_architecture(candidate: Candidate, settings: Settings, storage: Storage) -> None:
+    with open_session(settings) as session:
+        session.execute(
+            text(
+                "UPDATE model_version SET config = jsonb_set(config, "
+                "'{detector,architecture}', CAST(:name AS jsonb)) WHERE id = :id"
+            ),
+            {"name": json.dumps("mobilenet_v2_fpn"), "id": candidate.model_id},
+        )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (damage, "sha256"),
+        (cut, "sha256"),
+        (swap, "sha256"),
+        (swap_with_its_hash, "detections compared"),
+        (another_architecture, "mobilenet_v2_fpn"),
+    ],
+)
+def test_what_is_stored_is_not_what_was_measured(
+    candidate: Candidate,
+    settings: Settings,
+    storage: Storage,
+    spoil: Callable[[Candidate, Settings, Storage], None],
+    reason: str,
+) -> None:
+    spoil(candidate, settings, storage)
+    decision = stages.gate(settings, candidate.model_id, candidate.dataset_id, "trial")
+    assert decision["passed"] is False
+    assert reason in decision["explanation"]
+    with pytest.raises((ReleaseError, TerminalError)):
+        stages.promote(settings, candidate.model_id, "a", "b", decision["decision_id"])
+    with open_session(settings) as session, pytest.raises(NotFoundError, match="no champion"):
+        get_model(session, "champion")
+
+
+def test_weights_that_are_swapped_after_the_gate_are_not_promoted(
+    candidate: Candidate, settings: Settings, storage: Storage
+) -> None:
+    decision = stages.gate(settings, candidate.model_id, candidate.dataset_id, "trial", "tester")
+    assert decision["passed"] is True, decision["explanation"]
+    assert storage.get(settings.data_bucket, f"models/{candidate.model_id}/card.md")
+    swap(candidate, settings, storage)
+    with pytest.raises(TerminalError) as caught:
+        stages.promote(settings, candidate.model_id, "a", "b", decision["decision_id"])
+    assert caught.value.reason == "SHA256_MISMATCH"

@@ -1,0 +1,167 @@
+"""What people are told, through a real HTTP and a real SMTP conversation on this machine."""
+
+import email
+import email.policy
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from embedded.config import REPOSITORY
+from tests.integration.receiver import receive
+
+# As the task runner has it: DAG files on the path, connections from the environment.
+_NOTIFY = """
+import json, sys, types, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {folder!r})
+from notifications import Announcement
+event, result, answer = json.loads(sys.stdin.read())
+task = types.SimpleNamespace(xcom_pull=lambda task_ids: result)
+operator = types.SimpleNamespace(generate_link_to_ui=lambda task_instance: "http://ui/approve")
+Announcement(event, "gate", answer=answer).notify({{"ti": task, "task": operator}})
+"""
+
+RESULT = {
+    "candidate_id": "model-b",
+    "champion_id": "model-a",
+    "previous_id": "model-b",
+    "passed": True,
+    "approval_hours": 24.0,
+    "explanation": "model-b passes <https://evil.example|look>",
+    "decision_url": "http://ui/decisions/7",
+    "card_url": "http://ui/cards/model-a",
+    "actor": "ann",
+    "reason": "worse & worse",
+}
+
+
+def notify(
+    event: str,
+    connections: dict[str, dict[str, Any]],
+    answer: dict[str, str] | None = None,
+    **changes: object,
+) -> str:
+    """What the notifier wrote; it must never fail."""
+    environment = dict(os.environ) | {
+        f"AIRFLOW_CONN_{name.upper()}": json.dumps(value) for name, value in connections.items()
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", _NOTIFY.format(folder=str(REPOSITORY / "dags"))],
+        input=json.dumps([event, RESULT | changes, answer]),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def webhook(port: int) -> dict[str, dict[str, Any]]:
+    address = {"conn_type": "http", "schema": "http", "host": "127.0.0.1", "port": port}
+    return {"gun_detection_webhook": address | {"password": "hooks/secret"}}
+
+
+def test_each_event_is_told_in_its_own_words() -> None:
+    with receive() as receiver:
+        there = webhook(receiver.port)
+        notify("promoted", there)
+        notify("waiting", there)
+        notify("rejected", there)
+        notify("rejected", there, passed=False)
+        notify("rejected", there, answer={"actor": "ann", "comment": "no"})
+        notify("rolled back", there)
+        first, waiting, rejected, refused, back = receiver.messages
+    assert receiver.paths == ["/hooks/secret"] * 5
+    assert first.splitlines() == [
+        "*model-b is champion, after model-a*",
+        "model-b passes &lt;https://evil.example|look&gt;",
+        "http://ui/decisions/7",
+    ]
+    assert waiting.startswith("*model-b waits for approval*")
+    assert waiting.endswith("http://ui/approve")
+    assert rejected.startswith("*model-b was rejected by the gate*")
+    assert refused.splitlines()[:2] == ["*model-b was not approved*", "By ann: no."]
+    assert back.startswith("*model-a is champion again, after model-b*\nRolled back by ann: worse")
+
+
+def test_nothing_is_said_without_a_connection() -> None:
+    assert "could not tell" not in notify("promoted", {})
+
+
+def test_a_server_that_is_away_fails_nothing_and_keeps_the_secret() -> None:
+    with receive() as receiver:
+        port = receiver.port
+    said = notify("promoted", webhook(port))
+    assert "could not tell" in said
+    # Airflow masks a connection's password in what its own hooks write to a task's log.
+    own = [line for line in said.splitlines() if "could not tell" in line]
+    assert own
+    assert "hooks/secret" not in "".join(own)
+
+
+class _Smtp(socketserver.StreamRequestHandler):
+    """As much of RFC 5321 as one client needs."""
+
+    def handle(self) -> None:
+        def say(line: str) -> None:
+            self.wfile.write(line.encode() + b"\r\n")
+
+        say("220 here")
+        for raw in self.rfile:
+            command = raw.decode().strip()
+            if command.upper() == "DATA":
+                say("354 go on")
+                body = []
+                for line in self.rfile:
+                    if line == b".\r\n":
+                        break
+                    body.append(line.decode())
+                self.server.letters.append("".join(body))  # type: ignore[attr-defined]
+            elif command.upper() == "QUIT":
+                say("221 bye")
+                return
+            elif command.upper().startswith("RCPT"):
+                self.server.recipients.append(command)  # type: ignore[attr-defined]
+            say("250 fine")
+
+
+@pytest.fixture
+def smtp() -> Iterator[Any]:
+    server: Any = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Smtp)
+    server.letters, server.recipients = [], []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def mailbox(port: int, **extra: object) -> dict[str, dict[str, Any]]:
+    address = {"conn_type": "smtp", "host": "127.0.0.1", "port": port}
+    plain = {"disable_ssl": True, "disable_tls": True, "from_email": "platform@example.org"}
+    return {"gun_detection_email": address | {"extra": plain | extra}}
+
+
+def test_a_letter_goes_to_those_named(smtp: Any) -> None:
+    notify("promoted", mailbox(smtp.server_address[1], to="team@example.org"))
+    [letter] = smtp.letters
+    message = email.message_from_string(letter, policy=email.policy.default)
+    assert message["Subject"] == "[gun detection] model-b is champion, after model-a"
+    body = message.get_body(("html",))
+    assert body is not None
+    assert "&lt;https://evil.example" in body.get_content()
+    assert "team@example.org" in smtp.recipients[0]
+
+
+def test_a_connection_that_names_nobody_says_so(smtp: Any) -> None:
+    assert "names nobody" in notify("promoted", mailbox(smtp.server_address[1]))
+    assert smtp.letters == []
