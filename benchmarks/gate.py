@@ -24,7 +24,7 @@ from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.metrics import calibration_error, numbers_of
 from gun_detection.evaluation.samples import Properties, Sample
 from gun_detection.release.policy import Policy, load_policy
-from gun_detection.release.rules import Canary, Case, Measured, Verdict
+from gun_detection.release.rules import Canary, Case, Measured
 
 SIZES = (100, 300, 1000)
 DIFFERENCES = (-0.05, -0.03, 0.0, 0.03, 0.05)
@@ -122,12 +122,7 @@ def trial(policy: Policy, skills: tuple[float, float], size: int, seed: int) -> 
     naive = bool(candidate.metrics["ap50"] >= champion.metrics["ap50"])
     # The comparison of AP50 refuses most: nothing is judged after a refusal.
     rules = sorted(policy.rules, key=lambda rule: rule.kind != "not_worse")
-    verdicts: list[Verdict] = []
-    for rule in rules:
-        verdicts.append(rule.judge(case))
-        if verdicts[-1].blocks:
-            return False, naive
-    return True, naive
+    return not any(rule.judge(case).blocks for rule in rules), naive
 
 
 def main() -> None:

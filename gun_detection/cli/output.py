@@ -64,22 +64,24 @@ def show_decision(document: Mapping[str, Any], as_json: bool) -> None:
         return
     against = document["champion_id"] or "nothing: there is no champion yet"
     said = "[green]passes[/]" if document["passed"] else "[red]is rejected[/]"
+    from gun_detection.release.verdict import Outcome, Verdict
+
     out.print(
         f"{escape(document['candidate_id'])} {said}, compared with {escape(against)}, by the "
         f"policy {escape(document['policy'])} ({document['policy_version']}).",
         soft_wrap=True,
     )
     table = Table("rule", "value", "interval", "needs", "outcome", "note", box=None)
-    for rule in document["rules"]:
-        span = rule["interval"]
-        colour = "red" if rule["blocks"] else "green" if rule["outcome"] == "passed" else "dim"
+    for verdict in map(Verdict.model_validate, document["rules"]):
+        passed = verdict.outcome is Outcome.PASSED
+        colour = "red" if verdict.blocks else "green" if passed else "dim"
         table.add_row(
-            escape(rule["rule"]),
-            _text(rule["value"]),
-            f"{span[0]:.3f} to {span[1]:.3f}" if span else "",
-            f"{'at most' if rule['at_most'] else 'at least'} {rule['limit']:.3f}",
-            f"[{colour}]{rule['outcome']}[/]",
-            escape(rule["note"]),
+            escape(verdict.rule),
+            _text(verdict.value),
+            verdict.span,
+            verdict.needs,
+            f"[{colour}]{verdict.outcome}[/]",
+            escape(verdict.note),
         )
     out.print(table)
     out.print(document["decision_url"], soft_wrap=True)

@@ -172,17 +172,18 @@ def numbers_of(
 
     With `only` it gives those, and spends no time on the others.
     """
-    precisions, recalls = average_precisions(pictures, only), recalls_at_fppi(pictures)
-    at_threshold = _AtThreshold(pictures, threshold)
+    precisions = average_precisions(pictures, only)
     names = {f"recall_at_fppi_{level}" for level in FPPI_LEVELS}
-    counted = only is None or not set(only) <= {*precisions, *names}
     ranked = only is None or not names.isdisjoint(only)
+    recalls = recalls_at_fppi(pictures) if ranked else None
+    counted = only is None or not set(only) <= {*precisions, *names}
+    at_threshold = _AtThreshold(pictures, threshold) if counted else None
 
     def numbers(weights: NDArray[np.int64]) -> dict[str, float]:
         row = {name: function(weights) for name, function in precisions.items()}
-        if counted:
+        if at_threshold:
             row |= at_threshold(weights)
-        if ranked:
+        if recalls:
             row |= {f"recall_at_fppi_{level}": v for level, v in recalls(weights).items()}
         return row if only is None else {name: v for name, v in row.items() if name in only}
 

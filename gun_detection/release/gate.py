@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 from gun_detection.database.models import Evaluation, GateDecision
 from gun_detection.errors import ReleaseError
 from gun_detection.release.policy import Policy
-from gun_detection.release.rules import Case, Outcome, Verdict
+from gun_detection.release.rules import Case
+from gun_detection.release.verdict import Outcome, Verdict
 
 
 def require_same_data(candidate: Evaluation, champion: Evaluation) -> None:

@@ -5,6 +5,7 @@ Nothing here needs the detector's packages: the Airflow API server shows these p
 
 import re
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from gun_detection.database.models import Approval, Evaluation, GateDecision, Promotion
 from gun_detection.errors import NotFoundError
+from gun_detection.release.verdict import Outcome, Verdict
 from gun_detection.settings import Settings
 
 _SHOWN = 200
@@ -21,6 +23,7 @@ _COLOURS = {"champion": "good", "passed": "wait", "rejected": "bad"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~])")
 
 
+@cache
 def environment() -> Environment:
     """The templates of pages, with what they all use."""
     made = Environment(
@@ -149,16 +152,15 @@ def _approval(session: Session, decision: GateDecision) -> Approval | None:
 
 
 def _cells(rule: dict[str, Any]) -> dict[str, str]:
-    """A verdict as the cells of a table."""
-    span = rule.get("interval")
-    blocks = rule.get("blocks", not rule.get("passed", True))
-    outcome = str(rule.get("outcome", "passed" if rule.get("passed") else "failed"))
+    """A stored verdict as the cells of a table."""
+    verdict = Verdict.model_validate(rule)
+    passed = verdict.outcome is Outcome.PASSED
     return {
-        "rule": str(rule.get("rule") or rule.get("name")),
-        "value": "–" if rule.get("value") is None else f"{rule['value']:.3f}",
-        "interval": f"{span[0]:.3f} to {span[1]:.3f}" if span else "",
-        "needs": f"{'at most' if rule.get('at_most') else 'at least'} {rule['limit']:.3f}",
-        "outcome": outcome,
-        "note": str(rule.get("note", "")),
-        "colour": "bad" if blocks else "good" if outcome == "passed" else "dim",
+        "rule": verdict.rule,
+        "value": "–" if verdict.value is None else f"{verdict.value:.3f}",
+        "interval": verdict.span,
+        "needs": verdict.needs,
+        "outcome": verdict.outcome,
+        "note": verdict.note,
+        "colour": "bad" if verdict.blocks else "good" if passed else "dim",
     }

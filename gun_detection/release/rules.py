@@ -4,9 +4,8 @@ A policy (`release.policy`) is a list of rules as data. A new kind is one more c
 more name in `Rule`. Differences are turned so that more is better, whatever the number.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from gun_detection.evaluation.bootstrap import Interval
 from gun_detection.evaluation.compare import resample_both
 from gun_detection.evaluation.samples import Sample
 from gun_detection.evaluation.slices import PICTURE_SLICES
+from gun_detection.release.verdict import Outcome, Verdict
 
 METRICS = {
     "ap50": "AP50",
@@ -75,37 +75,6 @@ class Case:
     candidate: Measured
     champion: Measured | None
     canary: Canary
-
-
-class Outcome(StrEnum):
-    PASSED = "passed"
-    FAILED = "failed"
-    INSUFFICIENT = "insufficient data"
-    NOT_APPLICABLE = "not applicable"
-
-
-class Verdict(BaseModel):
-    """What one rule said. `value` passes from `limit` on, upwards or (`at_most`) downwards;
-    with an interval, it is that of `value`. `blocks`: this alone keeps the candidate out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    rule: str
-    value: float | None
-    interval: Interval | None
-    limit: float
-    at_most: bool
-    outcome: Outcome
-    blocks: bool
-    note: str
-
-    def __str__(self) -> str:
-        parts = [f"{self.rule}: {'nothing measured' if self.value is None else _text(self.value)}"]
-        if self.interval:
-            parts.append(f"[{_text(self.interval[0])} to {_text(self.interval[1])}]")
-        parts.append(f"({'at most' if self.at_most else 'at least'} {_text(self.limit)})")
-        text = " ".join(parts) + f" {self.outcome.upper() if self.blocks else self.outcome}"
-        return f"{text}, {self.note}" if self.note else text
 
 
 class _Rule(BaseModel):
@@ -191,18 +160,34 @@ class _Comparison(_Rule):
     """
 
     metric: Measure
+    margin: float = Field(0.0, ge=0)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     minimum_pictures: int = Field(30, ge=0)
 
-    def _difference(self, case: Case, champion: Measured) -> tuple[float | None, Interval | None]:
-        """(difference, interval of both bounds); more is better."""
-        return _difference(
+    def _judge(
+        self,
+        case: Case,
+        says: str,
+        limit: float,
+        decide: Callable[[float, Interval], tuple[bool, str]],
+    ) -> Verdict:
+        """`decide` gives (good, note) of a difference, where more is better, and its bounds."""
+        name, champion = f"{METRICS[self.metric]} {says}", case.champion
+        if champion is None:
+            return _first(self, name, limit)
+        value, bounds = _difference(
             champion.samples,
             case.candidate.samples,
             (champion.threshold, case.candidate.threshold),
             self.metric,
             self.confidence,
         )
+        enough, note = _enough(case.candidate.samples, self.metric, self.minimum_pictures)
+        if value is None or bounds is None or not enough:
+            return self.verdict(name, Outcome.INSUFFICIENT, limit, value, bounds, note=note)
+        good, note = decide(value, bounds)
+        outcome = Outcome.PASSED if good else Outcome.FAILED
+        return self.verdict(name, outcome, limit, value, bounds, note=note)
 
 
 class NotWorse(_Comparison):
@@ -217,59 +202,43 @@ class NotWorse(_Comparison):
     measured: float = 0.0
 
     def judge(self, case: Case) -> Verdict:
-        name, limit = f"{METRICS[self.metric]} against the champion", -self.margin
-        if case.champion is None:
-            return _first(self, name, limit)
-        value, bounds = self._difference(case, case.champion)
-        enough, note = _enough(case.candidate.samples, self.metric, self.minimum_pictures)
-        if value is None or bounds is None or not enough:
-            return self.verdict(name, Outcome.INSUFFICIENT, limit, value, bounds, note=note)
-        if bounds[0] < limit:
-            outcome, note = Outcome.FAILED, f"not shown to be within {self.margin:g}"
-        elif value < self.measured:
-            outcome, note = Outcome.FAILED, f"measured below {self.measured:g}"
-        else:
-            outcome = Outcome.PASSED
-        return self.verdict(name, outcome, limit, value, bounds, note=note)
+        def decide(value: float, bounds: Interval) -> tuple[bool, str]:
+            if bounds[0] < -self.margin:
+                return False, f"not shown to be within {self.margin:g}"
+            if value < self.measured:
+                return False, f"measured below {self.measured:g}"
+            return True, ""
+
+        return self._judge(case, "against the champion", -self.margin, decide)
 
 
 class Better(_Comparison):
     """Superiority: shown to be better than the champion by more than `margin`."""
 
     kind: Literal["better"]
-    margin: float = Field(0.0, ge=0)
 
     def judge(self, case: Case) -> Verdict:
-        name = f"{METRICS[self.metric]} better than the champion"
-        if case.champion is None:
-            return _first(self, name, self.margin)
-        value, bounds = self._difference(case, case.champion)
-        enough, note = _enough(case.candidate.samples, self.metric, self.minimum_pictures)
-        if value is None or bounds is None or not enough:
-            outcome = Outcome.INSUFFICIENT
-        else:
-            outcome = Outcome.PASSED if bounds[0] > self.margin else Outcome.FAILED
-        return self.verdict(name, outcome, self.margin, value, bounds, note=note)
+        return self._judge(
+            case,
+            "better than the champion",
+            self.margin,
+            lambda _, bounds: (bounds[0] > self.margin, ""),
+        )
 
 
 class NotClearlyWorse(_Comparison):
     """A guard: fails only where the candidate is shown to be worse by more than `margin`."""
 
     kind: Literal["not_clearly_worse"]
-    margin: float = Field(0.0, ge=0)
     without_data: Literal["reject", "allow"] = "allow"
 
     def judge(self, case: Case) -> Verdict:
-        name, limit = f"{METRICS[self.metric]} not clearly worse", -self.margin
-        if case.champion is None:
-            return _first(self, name, limit)
-        value, bounds = self._difference(case, case.champion)
-        enough, note = _enough(case.candidate.samples, self.metric, self.minimum_pictures)
-        if value is None or bounds is None or not enough:
-            outcome = Outcome.INSUFFICIENT
-        else:
-            outcome = Outcome.PASSED if bounds[1] >= limit else Outcome.FAILED
-        return self.verdict(name, outcome, limit, value, bounds, note=note)
+        return self._judge(
+            case,
+            "not clearly worse",
+            -self.margin,
+            lambda _, bounds: (bounds[1] >= -self.margin, ""),
+        )
 
 
 class Slices(_Rule):
@@ -409,7 +378,3 @@ def _difference(
         return None, None
     low, high = np.quantile(known, [1 - confidence, confidence])
     return round(value, 4), (round(float(low), 4), round(float(high), 4))
-
-
-def _text(value: float) -> str:
-    return f"{value:.3f}"

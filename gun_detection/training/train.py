@@ -57,7 +57,7 @@ def find_trained(
 ) -> ModelVersion | None:
     """The model that this recipe gave on this data set, if it was trained before.
 
-    One whose files were `deleted` since is of no use but to know that it was judged.
+    One whose weights were `deleted` since is of no use but to know that it was judged.
     """
     found = select(ModelVersion).where(
         ModelVersion.dataset_id == dataset_id, ModelVersion.config_hash == config.hash()

@@ -1,7 +1,10 @@
+import json
 from collections.abc import Iterator
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -11,6 +14,7 @@ from gun_detection import database
 from gun_detection.database import open_engine, open_session, upgrade
 from gun_detection.database.models import Base
 from gun_detection.errors import SchemaError, ServiceUnavailableError, SettingsError
+from gun_detection.release.verdict import Verdict
 from gun_detection.settings import Settings, load_settings
 
 
@@ -29,6 +33,41 @@ def test_the_migrations_make_the_tables_of_the_models(settings: Settings) -> Non
 def test_upgrading_again_changes_nothing(settings: Settings) -> None:
     before, after = upgrade(settings)
     assert before == after
+
+
+def test_decisions_of_the_first_gate_are_read_as_those_of_today(settings: Settings) -> None:
+    with open_engine(settings).begin() as connection:
+        connection.execute(text("CREATE SCHEMA old"))
+        connection.execute(text("SET LOCAL search_path TO old"))
+        config = Config()
+        config.set_main_option("script_location", str(database._MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(
+            text(
+                "INSERT INTO model_version (id, architecture, config, config_hash, code_version, "
+                "weights_key, weights_sha256, threshold, training) "
+                "VALUES ('m', '', '{}', '', '', '', '', 0.5, '{}')"
+            )
+        )
+        rules = [
+            {"name": "AP50 floor", "value": 0.5, "limit": 0.3, "passed": True},
+            {"name": "AP50 of the champion", "value": None, "limit": 0.6, "passed": False},
+        ]
+        connection.execute(
+            text(
+                "INSERT INTO gate_decision (candidate_id, holdout_id, passed, rules) "
+                "VALUES ('m', 'h', false, CAST(:rules AS jsonb))"
+            ),
+            {"rules": json.dumps(rules)},
+        )
+        command.upgrade(config, "head")
+        [stored] = connection.scalars(text("SELECT rules FROM gate_decision"))
+        connection.execute(text("DROP SCHEMA old CASCADE"))
+    assert [str(Verdict.model_validate(rule)) for rule in stored] == [
+        "AP50 floor: 0.500 (at least 0.300) passed",
+        "AP50 of the champion: nothing measured (at least 0.600) FAILED",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from gun_detection.release.rules import Canary, Case, Outcome, Rule, Verdict
+from gun_detection.release.rules import Canary, Case, Rule
+from gun_detection.release.verdict import Outcome, Verdict
 from tests.evaluation.conftest import GUN, picture, sample
 from tests.release.conftest import case, measured, pictures
 

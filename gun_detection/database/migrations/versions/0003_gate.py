@@ -43,6 +43,7 @@ def upgrade() -> None:
         ),
         sa.UniqueConstraint("gate_decision_id", name=op.f("uq_approval_gate_decision_id")),
     )
+    op.execute(_OLD_VERDICTS)
     for table in ("gate_decision", "approval"):
         op.execute(
             f"CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
@@ -50,6 +51,20 @@ def upgrade() -> None:
         )
     for statement in _VIEWS:
         op.execute(statement)
+
+
+# Rules were (name, value, limit, passed) before, all of them floors.
+_OLD_VERDICTS = """
+    UPDATE gate_decision SET rules = (
+        SELECT COALESCE(jsonb_agg(jsonb_build_object(
+            'rule', r->>'name', 'value', r->'value', 'interval', NULL, 'limit', r->'limit',
+            'at_most', false,
+            'outcome', CASE WHEN (r->>'passed')::boolean THEN 'passed' ELSE 'failed' END,
+            'blocks', NOT (r->>'passed')::boolean, 'note', ''
+        ) ORDER BY n), '[]'::jsonb)
+        FROM jsonb_array_elements(rules) WITH ORDINALITY AS old(r, n)
+    )
+"""
 
 
 _VIEWS = [
