@@ -17,6 +17,8 @@ from PIL import Image
 from gun_detection.errors import ImageError, ServiceUnavailableError
 from gun_detection.images import DecodeLimits, Reason, SandboxedDecoder, decode, encode_png
 from gun_detection.settings import Settings
+from tests.bad_picture_files import CORRUPT, TRUNCATED
+from tests.picture_files import saved, scene
 
 
 def png(width: int = 64, height: int = 48) -> bytes:
@@ -71,21 +73,32 @@ def test_pixels_are_those_of_the_decoder_in_this_process(
     sandboxed = decoder.decode(buffer.getvalue())
     assert np.array_equal(sandboxed.pixels, direct.pixels)
     assert sandboxed.pixels.flags.writeable
-    assert (sandboxed.format, sandboxed.frames) == (direct.format, direct.frames)
+    for field in ("width", "height", "format", "frames"):
+        assert getattr(sandboxed, field) == getattr(direct, field)
+
+
+def test_pixels_at_reduced_scale_are_those_of_the_decoder_in_this_process(
+    decoder: SandboxedDecoder,
+) -> None:
+    data, fit = saved(scene(1280, 721), "JPEG"), (160, 300)
+    direct = decode(data, DecodeLimits.from_settings(Settings()), fit)
+    sandboxed = decoder.decode(data, fit)
+    assert np.array_equal(sandboxed.pixels, direct.pixels)
+    assert sandboxed.pixels.shape == (181, 320, 3)
+    assert (sandboxed.width, sandboxed.height) == (1280, 721)
+    assert decoder.decode(data).pixels.shape == (721, 1280, 3)
 
 
 def test_one_child_serves_all_pictures_good_and_bad(decoder: SandboxedDecoder) -> None:
     child = child_of(decoder)
-    corrupt = bytearray(GOOD)
-    corrupt[corrupt.index(b"IDAT") + 20] ^= 1
-    short = encode_png(np.zeros((48, 64, 3), np.uint8))
-    jpeg = b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x40\x00\x40\x01\x01\x11\x00"
-    jpeg += b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9"
-    assert refused(decoder, b"") == Reason.EMPTY
-    assert refused(decoder, bytes(corrupt)) == Reason.CORRUPT
-    assert refused(decoder, short[:-1]) == Reason.TRUNCATED
-    # Its header is in order, so that only the child sees that it has no tables.
-    assert refused(decoder, jpeg) == Reason.CORRUPT
+    for reason, data in (
+        (Reason.EMPTY, b""),
+        (Reason.CORRUPT, CORRUPT["PNG with a wrong checksum"]),
+        (Reason.TRUNCATED, TRUNCATED["PNG that lacks a row"]),
+        # Its header is in order, so that only the child sees that it has no tables.
+        (Reason.CORRUPT, CORRUPT["JPEG without tables"]),
+    ):
+        assert refused(decoder, data) == reason
     assert child_of(decoder) is child
 
 

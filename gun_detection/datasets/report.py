@@ -47,6 +47,7 @@ _MEANINGS = {
     "ZERO_AREA": "the box has no area",
     "OUT_OF_FRAME": "the box reaches over the edge of the picture",
     "TOO_SMALL": "the picture or the box is too small",
+    "TOO_NARROW": "one side is more than 100 times the other",
 }
 
 

@@ -6,7 +6,10 @@ JPEG, PNG, WebP and BMP are told by content, never by name, and come out as upri
   many programs leave it at zero;
 - 16-bit samples keep their high byte;
 - CMYK JPEGs are read as Adobe writes them, inverted, also where the Adobe marker is missing;
-- of an animation the first frame is taken.
+- of an animation the first frame is taken;
+- texts, profiles and thumbnails are not read at all, so that they may be as broken as they like.
+
+Where only detections are wanted, large JPEGs may be decoded at the scale that the network needs.
 """
 
 from gun_detection.images.decoding import DecodedImage, DecodeLimits, decode, read_header

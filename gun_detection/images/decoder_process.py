@@ -9,7 +9,7 @@ import warnings
 
 from gun_detection.errors import ImageError
 from gun_detection.images.decoding import DecodeLimits, decode, read_header
-from gun_detection.images.pipes import read_message, write_message
+from gun_detection.images.pipes import HEAD_BYTES, read_message, write_message
 from gun_detection.images.reasons import Reason
 
 # The parent kills a late child; this is for a child whose parent was killed first.
@@ -32,25 +32,30 @@ def main(arguments: list[str]) -> None:
     os.write(answers, b"R")
     try:
         while True:
+            fit = json.loads(read_message(0, HEAD_BYTES))["fit"]
             data = read_message(0, limits.max_bytes)
             signal.setitimer(signal.ITIMER_REAL, timeout + _GRACE_SECONDS)
-            _serve(bytes(data), limits, answers)
+            _serve(bytes(data), fit, limits, answers)
             signal.setitimer(signal.ITIMER_REAL, 0)
     except (EOFError, BrokenPipeError):
         return
 
 
-def _serve(data: bytes, limits: DecodeLimits, answers: int) -> None:
+def _serve(data: bytes, fit: tuple[int, int] | None, limits: DecodeLimits, answers: int) -> None:
     try:
-        image = decode(data, limits)
+        image = decode(data, limits, fit)
     except ImageError as error:
         answer = _explain(error, data, limits)
         write_message(answers, _head(reason=answer.reason, message=answer.message))
         return
-    height, width, _ = image.pixels.shape
-    write_message(
-        answers, _head(format=image.format, frames=image.frames, height=height, width=width)
+    head = _head(
+        shape=image.pixels.shape,
+        width=image.width,
+        height=image.height,
+        format=image.format,
+        frames=image.frames,
     )
+    write_message(answers, head)
     write_message(answers, image.pixels.data.cast("B"))
 
 
@@ -67,7 +72,7 @@ def _explain(error: ImageError, data: bytes, limits: DecodeLimits) -> ImageError
     return error
 
 
-def _head(**values: str | int) -> bytes:
+def _head(**values: str | int | tuple[int, ...]) -> bytes:
     return json.dumps(values).encode()
 
 

@@ -5,12 +5,11 @@ tells the size, and versions of decoders differ in what they accept and how they
 file that ends early is refused, whatever the decoder would make up for the missing part.
 """
 
-import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gun_detection.errors import ImageError
+from gun_detection.images.jpeg import parse_jpeg
 from gun_detection.images.png import PNG_MAGIC, parse_png
 from gun_detection.images.reasons import (
     MOST_PARTS,
@@ -53,11 +52,6 @@ _OTHER_MAGICS = (
     ("DDS", b"DDS "),
 )
 _HEIF_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
-# Lossless, hierarchical and differential JPEG: real JPEGs that no common decoder reads.
-_UNCOMMON_SOF = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
-_SOF = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA} | _UNCOMMON_SOF
-# Skips fill bytes (0xFF), literal 0xFF in compressed data (0), and markers that carry nothing.
-_MARKER = re.compile(rb"\xff[^\xff\x00\x01\xd0-\xd8]")
 
 
 def parse_header(data: bytes) -> ImageHeader:
@@ -114,47 +108,6 @@ def exif_orientation(exif: bytes) -> int:
     except struct.error:
         return 1
     return 1
-
-
-def _parse_jpeg(data: bytes) -> tuple[int, int, int, bytes]:
-    size: tuple[int, int] | None = None
-    exif = b""
-    for marker, body in _jpeg_segments(data):
-        if marker in _SOF:
-            precision, height, width = struct.unpack_from(">BHH", body)
-            if precision != 8 or marker in _UNCOMMON_SOF:
-                raise unsupported("this kind of JPEG, lossless or not 8 bits deep,")
-            if size is not None:
-                raise corrupt("this JPEG has two frame headers")
-            size = (width, height)
-        elif marker == 0xE1 and body.startswith(b"Exif\0\0") and not exif:
-            exif = body
-        elif marker == 0xDA and size is None:
-            raise corrupt("this JPEG has picture data before its frame header")
-    if size is None:
-        raise corrupt("this JPEG has no frame header")
-    return *size, 1, exif
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, body) up to the end of the picture; what follows it is not looked at."""
-    position, scanned = 2, False
-    for _ in range(MOST_PARTS):
-        found = _MARKER.search(data, position)
-        if found is None:
-            raise truncated("JPEG")
-        marker, position = data[found.end() - 1], found.end()
-        if marker == 0xD9:
-            if not scanned:
-                raise corrupt("this JPEG has no picture data")
-            return
-        (length,) = struct.unpack_from(">H", data, position)
-        if position + length > len(data):
-            raise truncated("JPEG")
-        yield marker, data[position + 2 : position + length]
-        position += max(length, 2)
-        scanned = scanned or marker == 0xDA
-    raise too_many_parts("JPEG")
 
 
 def _parse_webp(data: bytes) -> tuple[int, int, int, bytes]:
@@ -215,4 +168,4 @@ def _parse_bmp(data: bytes) -> tuple[int, int, int, bytes]:
     return width, height, 1, b""
 
 
-_PARSERS = {"JPEG": _parse_jpeg, "PNG": parse_png, "WEBP": _parse_webp, "BMP": _parse_bmp}
+_PARSERS = {"JPEG": parse_jpeg, "PNG": parse_png, "WEBP": _parse_webp, "BMP": _parse_bmp}

@@ -3,6 +3,9 @@
 import os
 import struct
 
+# Most bytes of a message that says what the next one is.
+HEAD_BYTES = 2**16
+
 _LENGTH = struct.Struct("<Q")
 
 

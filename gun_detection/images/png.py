@@ -8,6 +8,8 @@ from gun_detection.errors import ImageError
 from gun_detection.images.reasons import MOST_PARTS, Reason, corrupt, too_many_parts, truncated
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# What the pixels of the first frame depend on, all of it.
+_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Of each of the seven passes of an interlaced PNG: first column, first row, and their steps.
 _PASSES = (
@@ -57,10 +59,18 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     raise too_many_parts("PNG")
 
 
-def check_png_rows(data: bytes) -> None:
-    """Raises `ImageError` with reason TRUNCATED where rows are missing; Pillow makes them black."""
+def png_pixel_data(data: bytes) -> bytes:
+    """The file without metadata, which may be damaged or a bomb and does not change a pixel.
+
+    Raises `ImageError` with reason TRUNCATED where rows are missing; Pillow makes them black.
+    """
     missing, inflate = 0, zlib.decompressobj()
+    parts: list[bytes | memoryview] = [PNG_MAGIC]
     for kind, body in png_chunks(data):
+        if kind not in _PIXEL_CHUNKS:
+            continue
+        checksum = zlib.crc32(body, zlib.crc32(kind))
+        parts += [struct.pack(">I4s", len(body), kind), body, struct.pack(">I", checksum)]
         if kind == b"IHDR":
             missing = _row_bytes(*struct.unpack(">IIBBBBB", body))
         # Never more at once than is missing: the data may be a bomb.
@@ -72,6 +82,7 @@ def check_png_rows(data: bytes) -> None:
                 break
     if missing > 0:
         raise truncated("PNG")
+    return b"".join(parts)
 
 
 def _row_bytes(

@@ -14,14 +14,13 @@ import numpy as np
 
 from gun_detection.errors import ImageError, ServiceUnavailableError
 from gun_detection.images.decoding import DecodedImage, DecodeLimits, read_header
-from gun_detection.images.pipes import read_message, write_message
+from gun_detection.images.pipes import HEAD_BYTES, read_message, write_message
 from gun_detection.images.reasons import Reason
 
 if TYPE_CHECKING:
     from gun_detection.settings import Settings
 
 _START_SECONDS = 60.0
-_HEAD_BYTES = 2**16
 _PIPE_BYTES = 2**20
 _FATAL = {Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT, Reason.DECODE_MEMORY}
 
@@ -62,7 +61,7 @@ class SandboxedDecoder:
             if pipe is not None:
                 pipe.close()
 
-    def decode(self, data: bytes) -> DecodedImage:
+    def decode(self, data: bytes, fit: tuple[int, int] | None = None) -> DecodedImage:
         """As the function `decode`; also raises `ImageError` with reason DECODER_CRASHED,
         DECODE_TIMEOUT or DECODE_MEMORY, and `ServiceUnavailableError` if no child can start.
         """
@@ -73,7 +72,7 @@ class SandboxedDecoder:
         answer: DecodedImage | ImageError | None = None
         try:
             with watchdog:
-                answer = _exchange(child, data, self._limits)
+                answer = _exchange(child, data, fit, self._limits)
         except (BrokenPipeError, EOFError):
             answer = self._death(watchdog.expired)
         finally:
@@ -161,18 +160,20 @@ def _child_environment() -> dict[str, str]:
 
 
 def _exchange(
-    child: subprocess.Popen[bytes], data: bytes, limits: DecodeLimits
+    child: subprocess.Popen[bytes],
+    data: bytes,
+    fit: tuple[int, int] | None,
+    limits: DecodeLimits,
 ) -> DecodedImage | ImageError:
     """One picture in, one answer out; `EOFError` or `BrokenPipeError` when the child dies."""
     request, answer = _descriptors(child)
+    write_message(request, json.dumps({"fit": fit}).encode())
     write_message(request, data)
-    head = json.loads(read_message(answer, _HEAD_BYTES))
+    head = json.loads(read_message(answer, HEAD_BYTES))
     if "reason" in head:
         return ImageError(head["message"], reason=head["reason"])
     pixels = np.frombuffer(read_message(answer, 3 * limits.max_pixels), np.uint8)
-    return DecodedImage(
-        pixels.reshape(head["height"], head["width"], 3), head["format"], head["frames"]
-    )
+    return DecodedImage(pixels.reshape(head.pop("shape")), **head)
 
 
 def _descriptors(child: subprocess.Popen[bytes]) -> tuple[int, int]:
