@@ -40,6 +40,12 @@ class DetectorConfig(BaseModel):
         "as well, but within the convolutions (half the cost), `trainable` learns new ones.",
     )
     max_detections: int = Field(100, gt=0, description="Most boxes per picture.")
+    max_proposals: int | None = Field(
+        None,
+        gt=0,
+        description="Most regions of a picture that the box head looks at, training apart; "
+        "unset: the architecture's own number.",
+    )
     mirrored: bool = Field(
         False,
         description="Detections are averaged with those in the mirrored picture: better, at twice "
@@ -73,7 +79,9 @@ class Architecture:
     backbone's body, grouped from the stem on. `coco` and `imagenet` are torchvision's weight
     entries; `classifier_prefix` is what stands before the backbone's parameter names in a
     classification checkpoint and not in the detector's backbone. `channels_last` is whether CPUs
-    train it faster in that order of memory, as they do where few convolutions are large.
+    train it faster in that order of memory, as they do where few convolutions are large. `precise`
+    is how many of the first convolutions are to stay float32 where engines compute the rest in
+    fewer bits, as their sums nearly cancel.
     """
 
     build: Callable[..., FasterRCNN]
@@ -85,6 +93,7 @@ class Architecture:
     classifier_prefix: str = ""
     norm_eps: float = 1e-5
     channels_last: bool = False
+    precise: int = 0
 
 
 def _torchvision(builder: Callable[..., FasterRCNN]) -> Callable[..., FasterRCNN]:
@@ -228,6 +237,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         imagenet=models.MobileNet_V2_Weights.IMAGENET1K_V1,
         classifier_prefix="features.",
         channels_last=True,
+        precise=3,
     ),
     "resnet18_fpn": Architecture(
         _resnet18_fpn, 192, 320, _RESNET, imagenet=models.ResNet18_Weights.IMAGENET1K_V1
@@ -239,10 +249,12 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
     """A Faster R-CNN with random weights, in training mode, on the CPU."""
     architecture = ARCHITECTURES[config.architecture]
     shorter, longer = input_size(config)
+    changes = {"rpn_post_nms_top_n_test": config.max_proposals} if config.max_proposals else {}
     model = architecture.build(
         min_size=shorter,
         max_size=longer,
         box_detections_per_img=config.max_detections,
+        **changes,
     )
     pool = model.roi_heads.box_roi_pool
     model.roi_heads.box_roi_pool = GatherRoIAlign(

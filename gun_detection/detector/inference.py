@@ -37,7 +37,7 @@ class Detections:
 
 
 class Predictor:
-    """Runs one detector; not to be shared between threads."""
+    """Runs one detector; threads may share it."""
 
     def __init__(
         self,

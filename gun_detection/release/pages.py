@@ -4,21 +4,20 @@ Nothing here needs the detector's packages: the Airflow API server shows these p
 """
 
 import re
-from datetime import datetime
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from gun_detection import pages
 from gun_detection.database.models import Approval, Evaluation, GateDecision, Promotion
 from gun_detection.errors import NotFoundError
 from gun_detection.release.verdict import Outcome, Verdict
 from gun_detection.settings import Settings
 
 _SHOWN = 200
-BASE = "/gun-detection"
 _COLOURS = {"champion": "good", "passed": "wait", "rejected": "bad"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~])")
 
@@ -26,19 +25,9 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~])")
 @cache
 def environment() -> Environment:
     """The templates of pages, with what they all use."""
-    made = Environment(
-        loader=PackageLoader("gun_detection.release"),
-        autoescape=select_autoescape(),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.globals |= {"base": BASE, "time": format_time}
+    made = pages.environment("gun_detection.release")
     made.filters |= {"markdown": markdown_text, "plain": plain_text}
     return made
-
-
-def format_time(value: datetime) -> str:
-    return f"{value:%Y-%m-%d %H:%M} UTC"
 
 
 def plain_text(value: object) -> str:
@@ -125,7 +114,7 @@ def models_page(session: Session) -> str:
 
 def approval_text(session: Session, decision: GateDecision, settings: Settings) -> str:
     """What a person who approves reads in the Airflow UI, as Markdown: numbers and links."""
-    url = settings.public_url.rstrip("/") + BASE
+    url = settings.public_url.rstrip("/") + pages.BASE
     against = decision.champion_id or "no champion"
     lines = [
         f"**{markdown_text(decision.candidate_id)}** passes the gate against "

@@ -33,3 +33,13 @@ def test_both_its_parts_learn() -> None:
     torch.stack(list(losses.values())).sum().backward()
     unused = [name for name, p in model.named_parameters() if p.grad is None]
     assert unused == [], "a process group would wait for these for ever"
+
+
+def test_fewer_proposals_are_a_matter_of_the_configuration() -> None:
+    few = DetectorConfig(architecture="resnet18_fpn", max_proposals=7)
+    model = build_detector(few).eval()
+    seen = []
+    model.roi_heads.box_head.register_forward_hook(lambda _, x, __: seen.append(len(x[0])))
+    model([torch.rand(3, 200, 300)])
+    assert seen == [7]
+    assert model.rpn._post_nms_top_n["training"] == 150

@@ -1,0 +1,173 @@
+"""A detector whose networks OpenVINO runs, on CPUs; torchvision's steps between them stay.
+
+Resizing, anchors, proposals, RoI pooling and the choice of boxes are those of the reference.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import openvino
+import torch
+from openvino import properties
+from openvino.properties import hint
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Trunk and box head in OpenVINO's form."""
+
+    trunk: Any
+    head: Any
+
+
+def from_files(files: Mapping[str, Path]) -> Networks:
+    """The networks of the files that `conversion.to_files` named so, wherever they lie."""
+    core = openvino.Core()
+    return Networks(
+        *(core.read_model(files[f"{name}.xml"], files[f"{name}.bin"]) for name in ("trunk", "head"))
+    )
+
+
+class ResizeFirst(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's preparation of pictures, but resized before they are normalised.
+
+    Bilinear interpolation is affine: the values are the same but for rounding, and a large picture
+    costs a third.
+    """
+
+    @classmethod
+    def of(cls, other: GeneralizedRCNNTransform) -> Self:
+        return cls(
+            other.min_size,
+            other.max_size,
+            other.image_mean,
+            other.image_std,
+            size_divisible=other.size_divisible,
+        )
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return image
+
+    def resize(self, image: Tensor, target: None = None) -> tuple[Tensor, None]:
+        smaller, _ = super().resize(image, target)
+        return super().normalize(smaller), None
+
+
+class OpenVinoDetector(nn.Module):
+    """Takes the place of the `FasterRCNN` that its networks were converted from.
+
+    `streams` pictures are looked at side by side, on a core each, when as many threads call it.
+    `precision` is what the networks compute in where they are not of 8 bits, `f32` or `bf16`; the
+    predictor of scores and boxes is float32 as in the reference. It takes `model` over, without
+    the weights of what OpenVINO runs.
+    """
+
+    def __init__(self, model: FasterRCNN, networks: Networks, precision: str, streams: int) -> None:
+        super().__init__()
+        self.transform = ResizeFirst.of(model.transform)
+        self.rpn, self.roi_heads = model.rpn, model.roi_heads
+        self.rpn.head = self.roi_heads.box_head = None
+        self._trunk = _Network(networks.trunk, precision, streams)
+        self._head = _Network(networks.head, precision, streams)
+
+    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Boxes and scores of each picture, given as float32 (3, H, W) in [0, 1]."""
+        images = self.prepare(pictures)
+        regions, pooled = self.look(images)
+        [found] = self._head(pooled).values()
+        boxes, scores, _ = self.roi_heads.postprocess_detections(
+            *self.roi_heads.box_predictor(found), regions, images.image_sizes
+        )
+        rows = [
+            {"boxes": some, "scores": theirs} for some, theirs in zip(boxes, scores, strict=True)
+        ]
+        sizes = [tuple(picture.shape[-2:]) for picture in pictures]
+        placed: list[dict[str, Tensor]] = self.transform.postprocess(
+            rows, images.image_sizes, sizes
+        )
+        return placed
+
+    def prepare(self, pictures: list[Tensor]) -> ImageList:
+        """The pictures as the trunk reads them, resized and together."""
+        return self.transform(pictures)[0]
+
+    def look(self, images: ImageList) -> tuple[list[Tensor], Tensor]:
+        """The regions of each picture, and the features of all of them as the box head reads."""
+        outputs = self._trunk(images.tensors)
+        features = _group(outputs, "feature")
+        regions = self._propose(images, features, outputs)
+        pooled: Tensor = self.roi_heads.box_roi_pool(
+            {name: _channels_last(level) for name, level in features.items()},
+            regions,
+            images.image_sizes,
+        )
+        return regions, pooled.permute(0, 2, 3, 1)
+
+    def _propose(
+        self, images: ImageList, features: dict[str, Tensor], outputs: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """The regions of each picture, as `RegionProposalNetwork.forward` chooses them."""
+        levels = list(_group(outputs, "objectness").values())
+        anchors = self.rpn.anchor_generator(images, list(features.values()))
+        objectness, deltas = concat_box_prediction_layers(
+            levels, list(_group(outputs, "deltas").values())
+        )
+        boxes = self.rpn.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
+        counts = [level[0].numel() for level in levels]
+        regions: list[Tensor]
+        regions, _ = self.rpn.filter_proposals(boxes, objectness, images.image_sizes, counts)
+        return regions
+
+
+class _Network:
+    """A compiled network with a request for each thread that calls it."""
+
+    def __init__(self, network: Any, precision: str, streams: int) -> None:
+        # Threads that are bound to cores would fight with those of another worker for the same.
+        self._compiled = openvino.Core().compile_model(
+            network,
+            "CPU",
+            {
+                hint.inference_precision: getattr(openvino.Type, precision),
+                hint.enable_cpu_pinning: False,
+                properties.num_streams: streams,
+                properties.inference_num_threads: streams,
+            },
+        )
+        self._names = [port.get_any_name() for port in self._compiled.outputs]
+        self._threads = threading.local()
+
+    def __call__(self, values: Tensor) -> dict[str, Tensor]:
+        """Its outputs by name; they hold until the same thread calls again."""
+        if not hasattr(self._threads, "request"):
+            self._threads.request = self._compiled.create_infer_request()
+        request = self._threads.request
+        request.infer([values.numpy()], share_inputs=True)
+        outputs = (torch.from_numpy(output.data) for output in request.output_tensors)
+        return dict(zip(self._names, outputs, strict=True))
+
+
+def _group(outputs: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The outputs of a kind, by what follows it in their names."""
+    return {
+        name.partition(" ")[2]: value
+        for name, value in outputs.items()
+        if name.startswith(f"{kind} ")
+    }
+
+
+def _channels_last(level: Tensor) -> Tensor:
+    """A feature map in the order of memory that regions are pooled from.
+
+    Two dimensions are exchanged block by block, with three more beside them one value at a time.
+    """
+    rows = torch.stack([picture.flatten(1).t().contiguous() for picture in level])
+    return rows.view(len(level), *level.shape[2:], -1).permute(0, 3, 1, 2)

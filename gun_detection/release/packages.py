@@ -1,0 +1,181 @@
+"""Packages of model versions for engines: which one scores, and how it is loaded.
+
+A package's files lie under `models/<id>/engines/<engine>/`, each named after its contents.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from sqlalchemy import select
+from torch import nn
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+
+from gun_detection.database import open_session
+from gun_detection.database.models import EnginePackage, ModelVersion
+from gun_detection.detector.architectures import DetectorConfig, input_size, select_device
+from gun_detection.detector.cuda import AutocastDetector, half_precision
+from gun_detection.detector.engines import (
+    CPU_ENGINES,
+    GPU_BATCH,
+    REFERENCE,
+    DetectorEngine,
+    cores,
+    one_thread_each,
+    reference,
+    runnable,
+)
+from gun_detection.detector.inference import Predictor
+from gun_detection.errors import ModelError, SettingsError
+from gun_detection.release.registry import load_model
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from gun_detection.training.hardware import device_name
+
+logger = logging.getLogger(__name__)
+
+
+def open_engine(version: ModelVersion, settings: Settings, storage: Storage) -> DetectorEngine:
+    """The engine that `settings.engine` asks for, for a process that scores with many threads.
+
+    `auto` takes the accepted package that costs the least, or the reference where none costs less
+    than that. Raises `ModelError` for an engine whose package was refused or never made,
+    `SettingsError` for one that this machine cannot run, and `TerminalError` (`SHA256_MISMATCH`)
+    for other files than were packaged.
+    """
+    with open_session(settings) as session:
+        rows = session.scalars(select(EnginePackage).where(EnginePackage.model_id == version.id))
+        chosen = _choose(rows.all(), version, settings)
+    name, sums = (chosen.engine, chosen.files) if chosen else (REFERENCE, {})
+    files = {
+        role(file): _fetch(version.id, name, file, sha256, settings, storage)
+        for file, sha256 in sums.items()
+    }
+    engine = load_engine(version, name, files, settings, storage, settings.score_floor)
+    if engine.streams > 1:
+        one_thread_each()
+    logger.info("%s runs on the engine %s (%s)", version.id, engine.name, engine.device)
+    return engine
+
+
+def load_engine(
+    version: ModelVersion,
+    name: str,
+    files: Mapping[str, Path],
+    settings: Settings,
+    storage: Storage,
+    floor: float,
+) -> DetectorEngine:
+    """An engine from its package's files by role, down to a score of `floor`."""
+    config = DetectorConfig.model_validate(version.config["detector"])
+    model = load_model(version, settings, storage)
+    if name == REFERENCE:
+        return reference(model, config, floor, select_device(settings.device))
+    return assemble(name, model, config, files, floor)
+
+
+def assemble(
+    name: str, model: FasterRCNN, config: DetectorConfig, files: Mapping[str, Path], floor: float
+) -> DetectorEngine:
+    """An engine, other than the reference, of this detector, which it takes over."""
+    device = device_of(name)
+    detector: nn.Module
+    if device.type == "cuda":
+        detector, streams, batch = AutocastDetector(model, half_precision()), 1, GPU_BATCH
+    else:
+        # It takes seconds to import, and the others do without.
+        from gun_detection.detector.openvino import OpenVinoDetector, from_files
+
+        half = name != "openvino-f32" and "openvino-bf16" in runnable(device)
+        streams, batch = cores(), 1
+        detector = OpenVinoDetector(model, from_files(files), "bf16" if half else "f32", streams)
+    return DetectorEngine(
+        name,
+        Predictor(detector, device, floor, mirrored=config.mirrored),
+        input_size(config),
+        device=device_name(device),
+        streams=streams,
+        batch=batch,
+    )
+
+
+def device_of(engine: str) -> torch.device:
+    return torch.device("cpu" if engine in CPU_ENGINES else "cuda")
+
+
+def require_runnable(engine: str) -> None:
+    """Raise `SettingsError` for an engine that this machine cannot run."""
+    device = device_of(engine)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            f"the engine {engine} needs a GPU, and this machine has none: choose auto"
+        )
+    if engine not in runnable(device):
+        raise SettingsError(
+            f"the processor lacks the instructions for the engine {engine}: choose auto"
+        )
+
+
+def role(file: str) -> str:
+    """`trunk.bin` of `trunk-<sha256>.bin`."""
+    path = Path(file)
+    return path.stem.partition("-")[0] + path.suffix
+
+
+def package_key(model_id: str, engine: str, file: str) -> str:
+    return f"models/{model_id}/engines/{engine}/{file}"
+
+
+def cached_file(file: str, settings: Settings) -> Path:
+    return settings.home / "cache" / "engines" / file
+
+
+def _choose(
+    packages: Sequence[EnginePackage], version: ModelVersion, settings: Settings
+) -> EnginePackage | None:
+    """The package to score with; None is the reference."""
+    wanted = settings.engine
+    if wanted == REFERENCE:
+        return None
+    if wanted == "auto":
+        able = runnable(select_device(settings.device))
+        good = [row for row in packages if row.accepted and row.engine in able and _cost(row) < 1]
+        return min(good, key=_cost, default=None)
+    require_runnable(wanted)
+    found = next((row for row in packages if row.engine == wanted), None)
+    if found is None:
+        raise ModelError(
+            f"{version.id} has no package for the engine {wanted}: run `gun-detection package "
+            f"{version.id}`, or set GUN_DETECTION_ENGINE to auto",
+            reason="NOT_PACKAGED",
+        )
+    if not found.accepted:
+        raise ModelError(
+            f"the engine {wanted} was refused for {version.id}, {found.reason}: "
+            "set GUN_DETECTION_ENGINE to auto",
+            reason="PACKAGE_REFUSED",
+        )
+    return found
+
+
+def _cost(row: EnginePackage) -> float:
+    """The time of a picture, as a multiple of the reference's."""
+    assert row.milliseconds is not None
+    assert row.reference_milliseconds is not None
+    return row.milliseconds / row.reference_milliseconds
+
+
+def _fetch(
+    model_id: str, engine: str, file: str, sha256: str, settings: Settings, storage: Storage
+) -> Path:
+    """A stored file in the local cache; its sha256 is checked every time."""
+    path = cached_file(file, settings)
+    if path.exists():
+        with path.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() == sha256:
+                return path
+    # A damaged copy is only a copy.
+    key = package_key(model_id, engine, file)
+    return storage.download(settings.data_bucket, key, path, sha256=sha256)

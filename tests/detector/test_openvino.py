@@ -1,0 +1,69 @@
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from gun_detection.detector.engines import runnable
+from gun_detection.detector.inference import Predictor
+from gun_detection.detector.openvino import Networks, ResizeFirst
+from tests.detector.conftest import CPU, picture, predictor
+
+pytestmark = pytest.mark.openvino
+
+# Made larger, made smaller, upright, square.
+SIZES = [(60, 90), (240, 400), (300, 200), (192, 192)]
+
+
+@pytest.mark.parametrize("mirrored", [False, True], ids=["plain", "mirrored"])
+def test_in_float32_it_finds_what_the_reference_finds(
+    model: FasterRCNN, networks: Networks, mirrored: bool
+) -> None:
+    reference = Predictor(deepcopy(model), CPU, 0.0, mirrored=mirrored)
+    converted = predictor(model, networks, mirrored=mirrored)
+    for size in SIZES:
+        [expected], [found] = reference([picture(*size)]), converted([picture(*size)])
+        assert len(expected.scores) > 20
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+
+
+def test_pictures_of_several_sizes_in_one_call(model: FasterRCNN, networks: Networks) -> None:
+    pictures = [picture(*size) for size in SIZES]
+    expected = Predictor(deepcopy(model), CPU, 0.0)(pictures)
+    found = predictor(model, networks)(pictures)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_threads_do_not_disturb_each_other(model: FasterRCNN, networks: Networks) -> None:
+    shared = predictor(model, networks)
+    pictures = [picture(*size) for size in SIZES] * 3
+    alone = [shared([pixels])[0] for pixels in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = [found for [found] in pool.map(lambda pixels: shared([pixels]), pictures)]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+@pytest.mark.skipif("openvino-bf16" not in runnable(CPU), reason="the processor has no bfloat16")
+def test_half_precision_is_near_but_not_the_same(model: FasterRCNN, networks: Networks) -> None:
+    [full], [half] = (
+        predictor(model, networks, precision)([picture(240, 400)]) for precision in ("f32", "bf16")
+    )
+    assert not np.array_equal(half.scores[:10], full.scores[:10])
+    np.testing.assert_allclose(half.scores[:10], full.scores[:10], atol=0.02)
+    # Rounded to 8 bits of mantissa, many scores would be the same.
+    assert len(np.unique(half.scores)) == len(half.scores)
+
+
+@pytest.mark.parametrize("size", [(60, 90), (500, 333), (1200, 700)])
+def test_pictures_are_prepared_as_by_torchvision(size: tuple[int, int]) -> None:
+    theirs = GeneralizedRCNNTransform(192, 320, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
+    pixels = torch.from_numpy(picture(*size)).permute(2, 0, 1) / 255
+    (expected, _), (found, _) = theirs([pixels]), ResizeFirst.of(theirs).eval()([pixels])
+    assert found.image_sizes == expected.image_sizes
+    torch.testing.assert_close(found.tensors, expected.tensors, atol=1e-5, rtol=0)

@@ -1,0 +1,237 @@
+"""Packages of a small detector with random weights: made, refused, chosen, loaded."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sqlalchemy import select, update
+
+from gun_detection.database import open_session
+from gun_detection.database.models import EnginePackage, ModelVersion
+from gun_detection.datasets.ingest import ingest
+from gun_detection.datasets.manifest import load_manifest
+from gun_detection.detector import conversion
+from gun_detection.detector.engines import runnable
+from gun_detection.detector.inference import Detections
+from gun_detection.detector.openvino import Networks
+from gun_detection.errors import ModelError, SettingsError, TerminalError
+from gun_detection.evaluation.evaluate import evaluate_version, load_samples
+from gun_detection.evaluation.matching import Matched
+from gun_detection.evaluation.samples import Samples
+from gun_detection.release.packages import cached_file, open_engine, package_key
+from gun_detection.release.packaging import drift, package, package_all
+from gun_detection.release.registry import publish
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from tests.conftest import random_model
+
+pytestmark = pytest.mark.openvino
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+F32 = "openvino-f32"
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """An engine that is opened for many threads leaves PyTorch with one for each."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def version(settings: Settings, storage: Storage) -> ModelVersion:
+    """A model that says that it was trained on synthetic pictures."""
+    with open_session(settings) as session:
+        dataset = ingest("synthetic:24", settings, storage, session)
+        trained = replace(random_model(1), dataset_id=dataset.dataset_id)
+        return publish(trained, settings, storage, session)
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return conversion.convert(random_model(1).model.eval())
+
+
+@pytest.fixture
+def quick(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks of the one model are not converted again in every test."""
+    monkeypatch.setattr(conversion, "convert", lambda model: networks)
+
+
+def make(version: ModelVersion, engine: str, settings: Settings, storage: Storage) -> EnginePackage:
+    with open_session(settings) as session:
+        return package(version, engine, settings, storage, session)
+
+
+def change(settings: Settings, engine: str = F32, **values: Any) -> None:
+    with open_session(settings) as session:
+        session.execute(
+            update(EnginePackage).where(EnginePackage.engine == engine).values(**values)
+        )
+
+
+def wanting(engine: str, settings: Settings) -> Settings:
+    return settings.model_copy(update={"engine": engine, "score_floor": 0.0})
+
+
+def stored(version: ModelVersion, settings: Settings, storage: Storage) -> list[str]:
+    prefix = f"models/{version.id}/engines/"
+    return [item.key for item in storage.list_objects(settings.data_bucket, prefix)]
+
+
+def test_a_package_scores_as_the_reference_does(
+    version: ModelVersion, settings: Settings, storage: Storage
+) -> None:
+    row = make(version, F32, settings, storage)
+    assert row.accepted, row.reason
+    assert row.ap50 == pytest.approx(row.reference_ap50, abs=1e-6)
+    assert row.pictures > 0
+    assert "openvino" in row.toolchain
+    keys = [package_key(version.id, F32, file) for file in row.files]
+    assert sorted(keys) == stored(version, settings, storage)
+    reference = open_engine(version, wanting("eager", settings), storage)
+    engine = open_engine(version, wanting(F32, settings), storage)
+    assert (engine.name, engine.batch, engine.input_size) == (F32, 1, reference.input_size)
+    assert torch.get_num_threads() == 1 or engine.streams == 1
+    [expected], [found] = reference([PIXELS]), engine([PIXELS])
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_cheapest_that_the_machine_can_run_is_chosen(
+    version: ModelVersion,
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = make(version, F32, settings, storage)
+    change(settings, milliseconds=1.5, reference_milliseconds=2.0)
+    copy = {c.key: getattr(row, c.key) for c in EnginePackage.__table__.columns if c.key != "id"}
+    copy |= {"engine": "openvino-int8", "milliseconds": 1.0, "reference_milliseconds": 2.0}
+    with open_session(settings) as session:
+        session.add(EnginePackage(**copy))
+    for file, sha256 in row.files.items():
+        data = cached_file(file, settings).read_bytes()
+        storage.put(settings.data_bucket, package_key(version.id, "openvino-int8", file), data)
+        assert sha256 in file
+
+    def chosen() -> str:
+        return open_engine(version, wanting("auto", settings), storage).name
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    assert chosen() == "openvino-int8"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert chosen() == F32
+    with pytest.raises(SettingsError, match="lacks the instructions"):
+        open_engine(version, wanting("openvino-int8", settings), storage)
+    change(settings, milliseconds=2.5)
+    assert chosen() == "eager"
+    change(settings, milliseconds=1.5, accepted=False)
+    assert chosen() == "eager"
+
+
+@pytest.mark.usefixtures("quick")
+def test_damage_is_found_and_a_damaged_copy_fetched_again(
+    version: ModelVersion, settings: Settings, storage: Storage
+) -> None:
+    row = make(version, F32, settings, storage)
+    [file] = [name for name in row.files if name.startswith("head") and name.endswith(".bin")]
+    copy, key = cached_file(file, settings), package_key(version.id, F32, file)
+    whole = copy.read_bytes()
+    copy.write_bytes(b"damaged" + whole[7:])
+    open_engine(version, wanting(F32, settings), storage)
+    assert copy.read_bytes() == whole
+    copy.unlink()
+    storage.put(settings.data_bucket, key, b"damaged" + whole[7:])
+    with pytest.raises(TerminalError) as caught:
+        open_engine(version, wanting(F32, settings), storage)
+    assert caught.value.reason == "SHA256_MISMATCH"
+    assert not copy.exists()
+    make(version, F32, settings, storage)
+    assert storage.get(settings.data_bucket, key) == whole
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_package_that_finds_less_is_refused(
+    version: ModelVersion, settings: Settings, storage: Storage
+) -> None:
+    assert version.dataset_id is not None
+    with open_session(settings) as session:
+        evaluation = evaluate_version(version, version.dataset_id, settings, storage, session)
+    samples = load_samples(evaluation, settings, storage)
+    # As if the reference had found every gun.
+    perfect = [
+        replace(item, matched=Matched.of(truth, Detections(truth, np.ones(len(truth), np.float32))))
+        for item in samples.items
+        for truth in [item.matched.truth.astype(np.float32)]
+    ]
+    key = evaluation.report_key.removesuffix(".html") + ".json"
+    storage.put(settings.data_bucket, key, Samples(perfect, "cpu").to_json())
+    row = make(version, F32, settings, storage)
+    assert (row.accepted, row.reference_ap50, row.files) == (False, 1.0, {})
+    assert stored(version, settings, storage) == []
+    with pytest.raises(ModelError, match=r"that of the reference 1\.0000") as caught:
+        open_engine(version, wanting(F32, settings), storage)
+    assert caught.value.reason == "PACKAGE_REFUSED"
+    assert open_engine(version, wanting("auto", settings), storage).name == "eager"
+
+
+def test_an_imported_model_cannot_be_checked(settings: Settings, storage: Storage) -> None:
+    with open_session(settings) as session:
+        imported = publish(random_model(2), settings, storage, session)
+    with pytest.raises(ModelError, match=f"gun-detection package {imported.id}") as caught:
+        open_engine(imported, wanting(F32, settings), storage)
+    assert caught.value.reason == "NOT_PACKAGED"
+    row = make(imported, F32, settings, storage)
+    assert not row.accepted
+    assert "imported" in row.reason
+    assert open_engine(imported, wanting("auto", settings), storage).name == "eager"
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_engine_of_the_machine_and_each_once(
+    version: ModelVersion, settings: Settings, storage: Storage
+) -> None:
+    heard = []
+    with open_session(settings) as session:
+        rows = package_all(version, settings, storage, session, lambda *now: heard.append(now))
+    make(version, F32, settings, storage)
+    assert tuple(row.engine for row in rows) == runnable(torch.device("cpu"))
+    with open_session(settings) as session:
+        assert len(session.scalars(select(EnginePackage)).all()) == len(rows)
+    assert heard[-1] == (rows[0].pictures, rows[0].pictures)
+    # The holdout is measured on; 8 bits are fitted to training pictures, all of so few.
+    assert version.dataset_id is not None
+    manifest = load_manifest(storage, settings.data_bucket, version.dataset_id)
+    read = {path.name for path in (settings.home / "cache" / "images").glob("*/*")}
+    seen = {entry.sha256 for entry in manifest.split("holdout")}
+    if "openvino-int8" in runnable(torch.device("cpu")):
+        seen |= {entry.sha256 for entry in manifest.split("train")}
+    assert read == seen
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_is_needed(version: ModelVersion, settings: Settings, storage: Storage) -> None:
+    with pytest.raises(SettingsError, match="needs a GPU"):
+        make(version, "cuda", settings, storage)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ([[0, 0, 10, 10, 0.9]], 0.0),
+        ([[1, 0, 10, 12, 0.2]], 2.0),
+        ([[80, 80, 90, 90, 0.9]], 0.0),
+        ([], 0.0),
+    ],
+    ids=["the same", "apart", "another gun", "nothing"],
+)
+def test_drift(after: list[list[float]], expected: float) -> None:
+    before = [[0.0, 0, 10, 10, 0.8], [50, 50, 60, 60, 0.05]]
+    found = [np.array(rows, np.float32).reshape(-1, 5) for rows in (before, after)]
+    one, other = ([Detections(rows[:, :4], rows[:, 4])] for rows in found)
+    assert drift(one, other)[1] == pytest.approx(expected, abs=0.05)
