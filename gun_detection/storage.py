@@ -19,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from gun_detection.errors import (
+    GunDetectionError,
     NotFoundError,
     ServiceUnavailableError,
     SettingsError,
@@ -33,6 +34,8 @@ _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
 _DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _SICK = {"500", "InternalError", "507", "InsufficientStorage"}
 _EXISTS = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+# A name that the server cannot hold (`a/../b`), or an object under a key of its owner's (SSE-C).
+_REFUSED = {"InvalidRequest", "InvalidArgument", "InvalidURI", "KeyTooLongError"}
 
 # The most that S3 takes in one request.
 _DELETED_AT_ONCE = 1000
@@ -53,8 +56,9 @@ class Storage:
     """A client of one S3-compatible server; safe to share between threads.
 
     Every method raises `NotFoundError` for a bucket or object that is not there,
-    `SettingsError` for refused or missing credentials and `ServiceUnavailableError`
-    (to be retried) when the server is down, throttles or breaks the connection.
+    `SettingsError` for refused or missing credentials, `TerminalError` with reason `ARCHIVED` or
+    `REQUEST_REFUSED` for an object that cannot be had, and `ServiceUnavailableError` (to be
+    retried) when the server is down, throttles or breaks the connection.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -81,6 +85,11 @@ class Storage:
             config=config,
         )
 
+    @property
+    def endpoint_url(self) -> str:
+        """Where requests go to, without a slash at its end."""
+        return self._client.meta.endpoint_url.rstrip("/")
+
     def ensure_bucket(self, bucket: str) -> bool:
         """Create the bucket if it is not there; True when this call created it."""
         if self.bucket_exists(bucket):
@@ -88,7 +97,7 @@ class Storage:
         arguments: dict[str, Any] = {"Bucket": bucket}
         if self._endpoint is None and self._region != "us-east-1":
             arguments["CreateBucketConfiguration"] = {"LocationConstraint": self._region}
-        with self._errors(bucket, ""):
+        with self.errors(bucket, ""):
             try:
                 self._client.create_bucket(**arguments)
             except ClientError as error:
@@ -99,7 +108,7 @@ class Storage:
 
     def bucket_exists(self, bucket: str) -> bool:
         try:
-            with self._errors(bucket, ""):
+            with self.errors(bucket, ""):
                 self._client.head_bucket(Bucket=bucket)
         except NotFoundError:
             return False
@@ -107,7 +116,7 @@ class Storage:
 
     def list_objects(self, bucket: str, prefix: str = "") -> Iterator[StoredObject]:
         """All objects under a prefix in key order, over as many pages as there are."""
-        with self._errors(bucket, prefix):
+        with self.errors(bucket, prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=bucket, Prefix=prefix
             )
@@ -126,7 +135,7 @@ class Storage:
 
     def exists(self, bucket: str, key: str) -> bool:
         try:
-            with self._errors(bucket, key):
+            with self.errors(bucket, key):
                 self._client.head_object(Bucket=bucket, Key=key)
         except NotFoundError:
             return False
@@ -134,7 +143,7 @@ class Storage:
 
     def size(self, bucket: str, key: str) -> int:
         """The object's size in bytes."""
-        with self._errors(bucket, key):
+        with self.errors(bucket, key):
             return self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]
 
     def get(
@@ -147,7 +156,7 @@ class Storage:
         arguments: dict[str, Any] = {"Bucket": bucket, "Key": key}
         if etag:
             arguments["IfMatch"] = etag
-        with self._errors(bucket, key):
+        with self.errors(bucket, key):
             response = self._client.get_object(**arguments)
             size = response["ContentLength"]
             with response["Body"] as body:
@@ -166,14 +175,14 @@ class Storage:
     def put(
         self, bucket: str, key: str, data: bytes, *, content_type: str = "application/octet-stream"
     ) -> None:
-        with self._errors(bucket, key):
+        with self.errors(bucket, key):
             self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
 
     def put_if_absent(
         self, bucket: str, key: str, data: bytes, *, content_type: str = "application/octet-stream"
     ) -> bool:
         """Store the object unless the key is taken (`If-None-Match: *`); True when stored."""
-        with self._errors(bucket, key):
+        with self.errors(bucket, key):
             try:
                 self._client.put_object(
                     Bucket=bucket, Key=key, Body=data, ContentType=content_type, IfNoneMatch="*"
@@ -186,7 +195,7 @@ class Storage:
 
     def put_file(self, bucket: str, key: str, path: Path) -> None:
         """Upload a file in parts; a broken upload leaves no object behind."""
-        with self._errors(bucket, key):
+        with self.errors(bucket, key):
             self._client.upload_file(
                 str(path), bucket, key, Config=TransferConfig(use_threads=False)
             )
@@ -194,9 +203,9 @@ class Storage:
     @contextmanager
     def open(self, bucket: str, key: str) -> Iterator[IO[bytes]]:
         """The object as a stream that is read as it arrives."""
-        with self._errors(bucket, key):
+        with self.errors(bucket, key):
             response = self._client.get_object(Bucket=bucket, Key=key)
-        with response["Body"] as body, self._errors(bucket, key):
+        with response["Body"] as body, self.errors(bucket, key):
             yield body  # type: ignore[misc]
 
     def download(self, bucket: str, key: str, path: Path, *, sha256: str | None = None) -> Path:
@@ -224,7 +233,7 @@ class Storage:
         return path
 
     def delete(self, bucket: str, key: str) -> None:
-        with self._errors(bucket, key):
+        with self.errors(bucket, key):
             self._client.delete_object(Bucket=bucket, Key=key)
 
     def delete_many(self, bucket: str, keys: Collection[str]) -> None:
@@ -232,7 +241,7 @@ class Storage:
         rest = list(keys)
         while rest:
             part, rest = rest[:_DELETED_AT_ONCE], rest[_DELETED_AT_ONCE:]
-            with self._errors(bucket, part[0]):
+            with self.errors(bucket, part[0]):
                 self._client.delete_objects(
                     Bucket=bucket, Delete={"Objects": [{"Key": key} for key in part], "Quiet": True}
                 )
@@ -244,33 +253,12 @@ class Storage:
         )
 
     @contextmanager
-    def _errors(self, bucket: str, key: str) -> Iterator[None]:
-        where = f"s3://{bucket}/{key}"
+    def errors(self, bucket: str, key: str) -> Iterator[None]:
+        """Raise what botocore raises inside as an error of ours."""
         try:
             yield
         except ClientError as error:
-            code = _code(error)
-            if code in _MISSING:
-                no_bucket = code == "NoSuchBucket" or not key
-                raise NotFoundError(
-                    f"the {'bucket' if no_bucket else 'object'} of {where} does not exist: "
-                    "check its name",
-                    reason="BUCKET_MISSING" if no_bucket else "OBJECT_MISSING",
-                ) from error
-            if code in _DENIED:
-                raise SettingsError(
-                    f"{where}: access denied ({code}); check GUN_DETECTION_S3_ACCESS_KEY_ID, "
-                    "its secret and its rights",
-                    reason="ACCESS_DENIED",
-                ) from error
-            if code in _EXISTS:
-                raise ServiceUnavailableError(
-                    f"{where} was changed while it was read", reason="OBJECT_CHANGED"
-                ) from error
-            hint = "; its log says why, a full disk is a common cause" if code in _SICK else ""
-            raise ServiceUnavailableError(
-                f"{where}: the S3 server answered {code}{hint}"
-            ) from error
+            raise _explain(error, bucket, key) from error
         except NoCredentialsError as error:
             raise SettingsError(
                 "no S3 credentials: set GUN_DETECTION_S3_ACCESS_KEY_ID and "
@@ -279,8 +267,41 @@ class Storage:
         except BotoCoreError as error:
             server = self._endpoint or "AWS S3"
             raise ServiceUnavailableError(
-                f"{where}: {server} cannot be reached ({error})"
+                f"s3://{bucket}/{key}: {server} cannot be reached ({error})"
             ) from error
+
+
+def _explain(error: ClientError, bucket: str, key: str) -> GunDetectionError:
+    where, code = f"s3://{bucket}/{key}", _code(error)
+    if code in _MISSING:
+        no_bucket = code == "NoSuchBucket" or not key
+        return NotFoundError(
+            f"the {'bucket' if no_bucket else 'object'} of {where} does not exist: check its name",
+            reason="BUCKET_MISSING" if no_bucket else "OBJECT_MISSING",
+        )
+    if code in _DENIED:
+        return SettingsError(
+            f"{where}: access denied ({code}); check GUN_DETECTION_S3_ACCESS_KEY_ID, "
+            "its secret and its rights",
+            reason="ACCESS_DENIED",
+        )
+    if code in _EXISTS:
+        return ServiceUnavailableError(
+            f"{where} was changed while it was read", reason="OBJECT_CHANGED"
+        )
+    if code == "InvalidObjectState":
+        return TerminalError(
+            f"{where} is archived: restore it to a storage class that can be read",
+            reason="ARCHIVED",
+        )
+    if code in _REFUSED:
+        return TerminalError(
+            f"{where}: the S3 server refuses this request ({error}); copy the object to another "
+            "name, without encryption by a key of its owner's",
+            reason="REQUEST_REFUSED",
+        )
+    hint = "; its log says why, a full disk is a common cause" if code in _SICK else ""
+    return ServiceUnavailableError(f"{where}: the S3 server answered {code}{hint}")
 
 
 def _code(error: ClientError) -> str:

@@ -1,9 +1,7 @@
 import hashlib
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -16,6 +14,7 @@ from gun_detection.errors import (
 )
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage, parse_s3_uri
+from tests.faults.proxy import Answer, Proxy
 
 
 def test_exactly_one_of_many_conditional_puts_wins(settings: Settings, storage: Storage) -> None:
@@ -109,24 +108,25 @@ def test_other_addresses_are_refused(uri: str) -> None:
         parse_s3_uri(uri)
 
 
-def test_a_server_that_fails_inside_is_transient_and_points_to_its_disk(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (Answer(500, "InternalError"), ServiceUnavailableError, "full disk is a common cause"),
+        (Answer(403, "InvalidObjectState"), TerminalError, "is archived: restore it"),
+        (Answer(400, "InvalidRequest"), TerminalError, "copy the object to another name"),
+    ],
+    ids=str,
+)
+def test_an_error_of_the_server_says_what_to_do(
+    answer: Answer,
+    kind: type[GunDetectionError],
+    words: str,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Failing(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b"<Error><Code>InternalError</Code><Message>no</Message></Error>"
-            self.send_response(500)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("GUN_DETECTION_S3_ENDPOINT_URL", url)
-        with pytest.raises(ServiceUnavailableError, match="full disk is a common cause"):
+    assert settings.s3_endpoint_url
+    with Proxy(int(settings.s3_endpoint_url.rpartition(":")[2])) as proxy:
+        monkeypatch.setenv("GUN_DETECTION_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        proxy.fail(answer)
+        with pytest.raises(kind, match=words):
             Storage(load_settings()).get("bucket", "key")
-        server.shutdown()

@@ -1,0 +1,346 @@
+import csv
+import gzip
+import hashlib
+import io
+import json
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gun_detection.errors import GunDetectionError, NotFoundError, SettingsError, TerminalError
+from gun_detection.scoring.inventory import read_inventory
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage, StoredObject
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
+ETAG = "0123456789abcdef0123456789abcdef"
+ODD_KEYS = [
+    "plain.jpg",
+    "a b+c%20d%.jpg",
+    "ü/日本/😀.jpg",
+    'new\nline,"quoted".jpg',
+    "../a//b/./c.jpg",
+    "k" * 1024,
+    "trail/",
+]
+FIELDS = ["Bucket", "Key", "VersionId", "IsLatest", "IsDeleteMarker", "Size", "LastModifiedDate"]
+FIELDS += ["ETag", "StorageClass"]
+NAMES = {"VersionId": "version_id", "IsLatest": "is_latest", "IsDeleteMarker": "is_delete_marker"}
+NAMES |= {"LastModifiedDate": "last_modified_date", "ETag": "e_tag", "StorageClass": "storage"}
+
+
+def row(key: str, **other: Any) -> dict[str, Any]:
+    """What S3 Inventory knows of an object."""
+    known = {"Bucket": "uploads", "Key": key, "VersionId": "v1", "IsLatest": True}
+    known |= {"IsDeleteMarker": False, "Size": 7, "LastModifiedDate": NOON, "ETag": ETAG}
+    return known | {"StorageClass": "STANDARD"} | other
+
+
+def as_csv(rows: list[dict[str, Any]], fields: list[str]) -> bytes:
+    """As AWS writes it: everything in quotes, without a header, keys encoded, packed."""
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    for values in rows:
+        shown = values | {"Key": quote_plus(values["Key"])}
+        writer.writerow([_shown(shown[name]) for name in fields])
+    return gzip.compress(text.getvalue().encode())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_parquet(rows: list[dict[str, Any]], fields: list[str]) -> bytes:
+    times = pa.timestamp("ms")
+    columns = {}
+    for name in fields:
+        values = [None if row[name] == "" else row[name] for row in rows]
+        column = pa.array(values, type=times if name == "LastModifiedDate" else None)
+        columns[NAMES.get(name, name.lower())] = column
+    return parquet_bytes(pa.table(columns))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file, row_group_size=1000)
+    return file.getvalue()
+
+
+FORMATS = {"CSV": as_csv, "Parquet": as_parquet}
+Publish = Callable[..., str]
+
+
+@pytest.fixture
+def publish(settings: Settings, storage: Storage) -> Publish:
+    """Writes an inventory as AWS does, one file for each list of rows; its manifest's URI."""
+
+    def write(
+        *files: list[dict[str, Any]],
+        kind: str = "CSV",
+        fields: list[str] = FIELDS,
+        date: str = "2026-05-01T00-00Z",
+        folder: str = "lists/uploads/all",
+        source: str = "uploads",
+        damage: Callable[[bytes], bytes] = lambda content: content,
+    ) -> str:
+        bucket, entries = settings.data_bucket, []
+        for number, rows in enumerate(files):
+            content = FORMATS.get(kind, as_csv)(rows, fields)
+            suffix = "csv.gz" if kind == "CSV" else kind.lower()
+            key = f"{folder}/data/{date}-{number}.{suffix}"
+            storage.put(bucket, key, damage(content))
+            digest = hashlib.md5(content).hexdigest()
+            entries.append({"key": key, "size": len(content), "MD5checksum": digest})
+        manifest = {
+            "sourceBucket": source,
+            "destinationBucket": f"arn:aws:s3:::{bucket}",
+            "version": "2016-11-30",
+            "creationTimestamp": "1514944800000",
+            "fileFormat": kind,
+            "fileSchema": ", ".join(fields) if kind == "CSV" else "message s3.inventory { }",
+            "files": entries,
+        }
+        content = json.dumps(manifest).encode()
+        checksum = hashlib.md5(content).hexdigest().encode()
+        storage.put(bucket, f"{folder}/{date}/manifest.json", content)
+        storage.put(bucket, f"{folder}/{date}/manifest.checksum", checksum + b"\n")
+        return f"s3://{bucket}/{folder}/{date}/manifest.json"
+
+    return write
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_objects_are_those_of_the_inventory(kind: str, publish: Publish, storage: Storage) -> None:
+    uri = publish([row(key) for key in ODD_KEYS], [row("second.jpg", Size=0)], kind=kind)
+    assert list(read_inventory(storage, uri)) == [
+        *(StoredObject("uploads", key, 7, ETAG, NOON) for key in ODD_KEYS),
+        StoredObject("uploads", "second.jpg", 0, ETAG, NOON),
+    ]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_only_what_can_be_read_now_is_listed(kind: str, publish: Publish, storage: Storage) -> None:
+    uri = publish(
+        [
+            row("kept.jpg"),
+            row("deleted.jpg", IsDeleteMarker=True, Size="", ETag=""),
+            row("older.jpg", IsLatest=False),
+            row("folder/", Size=0),
+        ],
+        kind=kind,
+    )
+    assert [item.key for item in read_inventory(storage, uri)] == ["kept.jpg"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_list_of_current_versions_has_no_column_for_them(
+    kind: str, publish: Publish, storage: Storage
+) -> None:
+    fields = ["Bucket", "Key", "Size", "LastModifiedDate", "ETag"]
+    uri = publish([row("a.jpg")], [], kind=kind, fields=fields)
+    assert [item.key for item in read_inventory(storage, uri)] == ["a.jpg"]
+
+
+def test_below_a_prefix_the_newest_complete_inventory_is_taken(
+    publish: Publish, settings: Settings, storage: Storage
+) -> None:
+    bucket = settings.data_bucket
+    for day in range(1, 5):
+        publish([row(f"{day}.jpg")], date=f"2026-05-0{day}T00-00Z")
+    publish([row("other.jpg")], folder="lists/uploads/all-others")
+    # Of the last two one is still being written, and one is damaged.
+    storage.delete(bucket, "lists/uploads/all/2026-05-04T00-00Z/manifest.checksum")
+    storage.put(bucket, "lists/uploads/all/2026-05-03T00-00Z/manifest.json", b"{}")
+    for prefix in ("lists/uploads/all", "lists/uploads/all/"):
+        listed = read_inventory(storage, f"s3://{bucket}/{prefix}")
+        assert [item.key for item in listed] == ["2.jpg"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_csv_made_by_hand_is_read_as_it_is_written(
+    packed: bool, settings: Settings, storage: Storage
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["note", "last_modified", "key", "etag", "size"])
+    for key in ODD_KEYS:
+        writer.writerow(["x", "2026-05-01T14:00:00+02:00", key, f'"{ETAG}"', 7])
+    content = b"\xef\xbb\xbf" + text.getvalue().encode()
+    name = "list.csv.gz" if packed else "list.csv"
+    storage.put(settings.data_bucket, name, gzip.compress(content) if packed else content)
+    uri = f"s3://{settings.data_bucket}/{name}"
+    listed = list(read_inventory(storage, uri, bucket="uploads"))
+    assert listed == [StoredObject("uploads", key, 7, ETAG, NOON) for key in ODD_KEYS]
+    assert {item.bucket for item in read_inventory(storage, uri)} == {settings.data_bucket}
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([int(NOON.timestamp()) * 10**9 + 1], pa.timestamp("ns", "UTC")),
+        pa.array([NOON.replace(tzinfo=None)], pa.timestamp("s")),
+        pa.array(["2026-05-01T12:00:00Z"]),
+    ],
+    ids=lambda times: str(times.type),
+)
+def test_a_parquet_file_made_by_hand_has_its_times_in_any_form(
+    times: Any, settings: Settings, storage: Storage
+) -> None:
+    columns = {"key": ["a+b%20c.jpg"], "size": [7], "etag": [ETAG], "last_modified": times}
+    storage.put(settings.data_bucket, "list.parquet", parquet_bytes(pa.table(columns)))
+    listed = read_inventory(storage, f"s3://{settings.data_bucket}/list.parquet")
+    expected = StoredObject(settings.data_bucket, "a+b%20c.jpg", 7, ETAG, NOON)
+    assert list(listed) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"fields": ["Bucket", "Key", "Size"]}, SettingsError, "lacks ETag, LastModifiedDate"),
+        (
+            {"fields": ["Bucket", "Key", "Size"], "kind": "Parquet"},
+            SettingsError,
+            "lacks e_tag, last_modified_date: switch on the optional fields",
+        ),
+        ({"kind": "ORC"}, SettingsError, "output format to CSV or Parquet"),
+        ({"source": "other"}, SettingsError, "of the bucket other, not of uploads"),
+        ({"damage": lambda content: content[:-20]}, TerminalError, "has not the MD5"),
+    ],
+)
+def test_an_inventory_that_cannot_be_used_says_why(
+    arguments: dict[str, Any],
+    error: type[GunDetectionError],
+    words: str,
+    publish: Publish,
+    storage: Storage,
+) -> None:
+    uri = publish([row("a.jpg")], **arguments)
+    with pytest.raises(error, match=words):
+        list(read_inventory(storage, uri, bucket="uploads"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"Key": ""}, "row 2: key or ETag is empty"),
+        ({"Size": "many"}, "row 2: invalid literal"),
+        ({"Size": "-1"}, "row 2: key or ETag is empty, or the size negative"),
+        ({"ETag": ""}, "row 2: key or ETag is empty"),
+        ({"LastModifiedDate": "yesterday"}, "row 2: Invalid isoformat"),
+    ],
+)
+def test_a_malformed_row_is_named(
+    change: dict[str, str], words: str, publish: Publish, storage: Storage
+) -> None:
+    uri = publish([row("a.jpg"), row("b.jpg", **change)])
+    with pytest.raises(TerminalError, match=r"-0\.csv\.gz, " + words) as caught:
+        list(read_inventory(storage, uri))
+    assert caught.value.reason == "BAD_INVENTORY"
+
+
+@pytest.mark.parametrize("name", ["key", "size", "etag", "last_modified"])
+def test_a_row_without_a_value_is_named(name: str, settings: Settings, storage: Storage) -> None:
+    good = {"key": "a.jpg", "size": 7, "etag": ETAG, "last_modified": NOON}
+    columns = {column: [value, value] for column, value in good.items()}
+    columns[name][1] = None
+    storage.put(settings.data_bucket, "list.parquet", parquet_bytes(pa.table(columns)))
+    with pytest.raises(TerminalError, match=r"list\.parquet, row 2"):
+        list(read_inventory(storage, f"s3://{settings.data_bucket}/list.parquet"))
+
+
+GOOD_PARQUET = parquet_bytes(
+    pa.table({"key": ["a.jpg"], "size": [7], "etag": ["abc"], "last_modified": ["2026-05-01"]})
+)
+GOOD = b"key,size,etag,last_modified\r\na.jpg,7,abc,2026-05-01\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("list.csv", GOOD + b"b.jpg,7,abc\r\n", "after row 1 .3 fields instead of 4"),
+        ("list.csv", GOOD + b'b"b.jpg",7,"abc', "after row 1"),
+        ("list.csv", GOOD + b"\xff.jpg,7,abc,2026-05-01\r\n", "after row"),
+        ("list.csv.gz", gzip.compress(GOOD)[:-12], "after row"),
+        ("list.csv.gz", GOOD, "after row 0"),
+        ("list.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "after row"),
+        ("list.parquet", GOOD, "after row 0"),
+        ("list.parquet", b"", "after row 0"),
+        ("list.parquet", GOOD_PARQUET[:8] + b"\xff" * 20 + GOOD_PARQUET[28:], "after row 0"),
+        ("manifest.json", b"[]", "does not match its manifest.checksum"),
+    ],
+)
+def test_damage_is_named(
+    name: str, content: bytes, words: str, settings: Settings, storage: Storage
+) -> None:
+    storage.put(settings.data_bucket, name, content)
+    storage.put(settings.data_bucket, "manifest.checksum", b"0" * 32)
+    with pytest.raises(TerminalError, match=words) as caught:
+        list(read_inventory(storage, f"s3://{settings.data_bucket}/{name}"))
+    assert caught.value.reason == "BAD_INVENTORY"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"files": []}', b"\xff"])
+def test_a_manifest_of_something_else_is_refused(
+    content: bytes, settings: Settings, storage: Storage
+) -> None:
+    storage.put(settings.data_bucket, "manifest.json", content)
+    checksum = hashlib.md5(content).hexdigest().encode()
+    storage.put(settings.data_bucket, "manifest.checksum", checksum)
+    with pytest.raises(TerminalError, match="is no manifest of an S3 Inventory"):
+        list(read_inventory(storage, f"s3://{settings.data_bucket}/manifest.json"))
+
+
+def test_a_table_without_its_header_is_refused(settings: Settings, storage: Storage) -> None:
+    for content in (b"", b"a.jpg,7,abc,2026-05-01\r\n"):
+        storage.put(settings.data_bucket, "list.csv", content)
+        with pytest.raises(SettingsError, match="named in its first row"):
+            list(read_inventory(storage, f"s3://{settings.data_bucket}/list.csv"))
+
+
+def test_an_empty_inventory_lists_nothing(publish: Publish, storage: Storage) -> None:
+    assert list(read_inventory(storage, publish())) == []
+
+
+def test_what_is_not_there_is_named(publish: Publish, settings: Settings, storage: Storage) -> None:
+    for key in ("nothing/", "nothing.csv", "nothing/manifest.json"):
+        with pytest.raises(NotFoundError, match="nothing"):
+            list(read_inventory(storage, f"s3://{settings.data_bucket}/{key}"))
+    for folder in ("lists/a", "lists/b"):
+        publish([], folder=folder)
+    with pytest.raises(SettingsError, match=r"more than one inventory .*lists/a/, .*lists/b/"):
+        list(read_inventory(storage, f"s3://{settings.data_bucket}/lists"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_memory_stays_flat(kind: str, publish: Publish, storage: Storage) -> None:
+    peaks = []
+    for count in (20_000, 60_000):
+        uri = publish([row(f"{number:06d}.jpg") for number in range(count)], kind=kind)
+        tracemalloc.start()
+        assert sum(1 for _ in read_inventory(storage, uri)) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_nothing_stays_on_the_disk_when_reading_stops(
+    kind: str, publish: Publish, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    listed = read_inventory(storage, publish([row("a.jpg"), row("b.jpg")], kind=kind))
+    assert next(listed).key == "a.jpg"
+    assert set(tmp_path.iterdir()) != before
+    listed.close()
+    assert set(tmp_path.iterdir()) == before
