@@ -56,7 +56,14 @@ reset: $(STAMP) ## Stop the platform and delete its data and credentials
 	@$(BIN)/python -m embedded down --purge
 
 test: $(STAMP) ## Run the tests (ARGS="-m 'not airflow'" leaves out the slow ones)
+ifdef ARGS
 	$(BIN)/pytest $(ARGS)
+else
+	# After a conversion by OpenVINO, a process that has run many other tests was seen to die of the
+	# end of a child.
+	$(BIN)/pytest -m openvino
+	$(BIN)/pytest -m "not openvino"
+endif
 
 lint: $(STAMP) ## Check style and types, and that every DAG parses
 	$(BIN)/ruff check .
@@ -73,9 +80,10 @@ lock: $(STAMP) $(UV) ## Resolve the dependencies of pyproject.toml again (UPGRAD
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra airflow --constraint requirements.txt \
 		--output-file docker/requirements-airflow.txt
 
-docs: $(STAMP) ## Write docs/settings.md and docs/recipes.md from the code
+docs: $(STAMP) ## Write the pages of docs/ that follow from the code
 	$(BIN)/python -m gun_detection.settings > docs/settings.md
 	$(BIN)/python -m gun_detection.training.config > docs/recipes.md
+	$(BIN)/python -m tests.bad_pictures > docs/bad-pictures.md
 
 clean: ## Delete caches and build results; neither .venv nor the platform's data
 	rm -rf .mypy_cache .pytest_cache .ruff_cache dist .cache

@@ -1,6 +1,7 @@
 """What the DAG files share: retries, assets, links from a task to what it made, asking a person."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import (
     Asset,
+    AssetWatcher,
     BaseOperator,
     BaseOperatorLink,
     ExceptionRetryPolicy,
@@ -18,6 +20,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowSkipException
 from notifications import Announcement
+from uploads_trigger import UploadsTrigger
 
 from gun_detection.errors import TransientError
 
@@ -37,6 +40,26 @@ DEFAULT_ARGS: dict[str, Any] = {
 TRAINING_DATA = Asset("training_data", uri="gun-detection://training-data", group="gun-detection")
 CHAMPION = Asset("champion", uri="gun-detection://champion", group="gun-detection")
 DETECTIONS = Asset("detections", uri="gun-detection://detections", group="gun-detection")
+
+
+def _setting(name: str, default: float) -> float:
+    """A number that the schedule itself depends on; a wrong one is refused by the tasks."""
+    try:
+        return float(os.environ.get(f"GUN_DETECTION_{name}", default))
+    except ValueError:
+        return default
+
+
+SCORING_TASKS = max(1, int(_setting("SCORING_TASKS", 2)))
+_WATCH_SECONDS = _setting("WATCH_SECONDS", 20)
+UPLOADS = Asset(
+    "uploads",
+    uri="gun-detection://uploads",
+    group="gun-detection",
+    watchers=[AssetWatcher("new_uploads", UploadsTrigger(_WATCH_SECONDS))]
+    if _WATCH_SECONDS > 0
+    else [],
+)
 
 _EVERY = 5.0
 
@@ -75,6 +98,15 @@ class ModelCardLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         return _returned(ti_key, "card_url")
+
+
+class ScoringRunLink(BaseOperatorLink):
+    """What a scoring run did: its counts, its speed, its quarantine."""
+
+    name = "Scoring run"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        return _returned(ti_key, "run_url")
 
 
 # What a person may say beside the answer. Airflow adds the DAG's own parameters to what it gets
@@ -136,6 +168,40 @@ class Approve(ApprovalOperator):
             Announcement("rejected", self.gate_task, answer=result)(context)
         super().execute_complete(context, event)
         return result
+
+
+class Confirm(HITLOperator):
+    """Asks a person before a run that is larger than the cap; returns how many are scored.
+
+    Without an answer in time it is as many as the cap allows, the oldest first: nothing waits for
+    a person who is asleep, and nothing costs more than was agreed.
+    """
+
+    ALL, CAP, NOTHING = "Score all", "Score what the cap allows", "Score nothing now"
+
+    def __init__(self, *, survey_task: str, **arguments: Any) -> None:
+        super().__init__(
+            subject="Shall all of these be scored?",
+            options=[self.ALL, self.CAP, self.NOTHING],
+            defaults=self.CAP,
+            **arguments,
+        )
+        self.survey_task = survey_task
+
+    def execute(self, context: Any) -> Any:
+        survey = context["ti"].xcom_pull(task_ids=self.survey_task)
+        if not survey["confirm"]:
+            return None
+        self.subject = f"Shall {survey['planned']:,} pictures be scored?"
+        self.body = survey["text"]
+        self.response_timeout = timedelta(minutes=survey["confirm_minutes"])
+        return super().execute(context)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        [chosen] = super().execute_complete(context, event)["chosen_options"]
+        survey = context["ti"].xcom_pull(task_ids=self.survey_task)
+        limits = {self.ALL: None, self.CAP: survey["confirm_images"], self.NOTHING: 0}
+        return limits[chosen]
 
 
 def _returned(ti: Any, name: str) -> str:

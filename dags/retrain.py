@@ -26,6 +26,7 @@ data nor the recipe changed since the last candidate. Candidate and champion are
 same frozen holdout; **gate** judges by the rules of a policy and loads the stored model once more
 in a fresh process. Only a candidate that passes becomes champion: at once, after a person has
 said yes (**approve** waits under *Required Actions*, and no answer in time is a no), or by hand.
+**package** then makes it ready for the fast engines; until then it scores with the reference.
 A rejection is a result: the run stays green and what follows is skipped.
 
 The *Verdict* tab of a run shows what was decided, rule by rule. The *Report* button on the
@@ -216,6 +217,21 @@ def retrain() -> None:
         outlet_events[CHAMPION].extra = promoted | {"verdict": decision["explanation"]}
         return promoted
 
+    @task(pool="gpu")
+    def package(promoted: dict[str, Any]) -> dict[str, Any]:
+        """Make the champion ready for the fast engines; one that finds less is refused."""
+        from gun_detection import stages
+        from gun_detection.settings import load_settings
+
+        made = stages.package(
+            load_settings(), promoted["champion_id"], None, progress_log("checked")
+        )
+        for row in made["packages"]:
+            print(
+                f"{row['engine']}: {'accepted' if row['accepted'] else 'refused'}, {row['reason']}"
+            )
+        return made
+
     trained = train(check_need())
     candidate, champion = evaluate_candidate(trained), evaluate_champion(trained)
     decision = gate(trained)
@@ -223,6 +239,7 @@ def retrain() -> None:
     approve = Approve(task_id="approve", gate_task="gate", params=COMMENT)
     decision >> approve
     promoted = promote(decision, approve.output)
+    package(promoted)
     trained.operator.operator_extra_links = (TensorBoardLink(),)
     candidate.operator.operator_extra_links = (ReportLink(),)
     champion.operator.operator_extra_links = (ReportLink(),)

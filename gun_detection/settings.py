@@ -141,21 +141,75 @@ class Settings(BaseSettings):
     )
 
     # Scoring
+    sources_file: Path | None = Field(
+        None,
+        description="YAML file of the buckets to score, each with its own prefix, patterns, "
+        "partitions and caps (docs/scoring.md); unset: all of `UPLOADS_BUCKET`.",
+    )
+    watch_seconds: float = Field(
+        20.0,
+        ge=0,
+        description="Pause between two looks for new uploads; 0: they wait for the night.",
+    )
+    engine: Literal["auto", "eager", "cuda", "openvino-f32", "openvino-bf16", "openvino-int8"] = (
+        Field(
+            "auto",
+            description="What runs the detector in scoring; `auto` takes the fastest that was "
+            "checked against the reference on the holdout and that the machine can run.",
+        )
+    )
     score_floor: float = Field(
         0.05, ge=0, le=1, description="Detections with a lower score are not stored."
     )
-    shard_images: int = Field(500, gt=0, description="Pictures in one shard of a scoring run.")
-    max_shards: int = Field(
-        32,
+    run_images: int = Field(
+        100_000,
         gt=0,
-        le=256,
-        description="Most shards of one run; what is left over waits for the next.",
+        description="Most pictures of one scoring run; what is left over waits for the next.",
+    )
+    rescore_images: int = Field(
+        10_000, ge=0, description="Most pictures of one run that scores history again."
+    )
+    confirm_images: int = Field(
+        50_000,
+        gt=0,
+        description="A run over more pictures asks a person first; without an answer only so many "
+        "are scored, and the rest waits for the next run.",
+    )
+    confirm_minutes: float = Field(60.0, gt=0, description="How long that answer is waited for.")
+    shard_images: int = Field(
+        500, gt=0, description="Pictures in one shard, as long as there are few shards."
+    )
+    shard_mb: int = Field(
+        512, gt=0, description="MiB of pictures in one shard, as long as there are few shards."
+    )
+    max_shards: int = Field(
+        32, gt=0, le=256, description="Most shards of one run; in a larger run each grows."
+    )
+    scoring_tasks: int = Field(
+        2, gt=0, description="Shards that are scored at the same time, over all machines."
+    )
+    worker_cost_per_hour: float = Field(
+        0.0,
+        ge=0,
+        description="Price of one scoring worker for an hour, in your currency; for estimates.",
+    )
+    readers: int = Field(16, gt=0, description="Objects that one worker reads at the same time.")
+    memory_mb: int = Field(
+        512,
+        ge=64,
+        description="MiB of files and pixels that one worker holds at the same time, besides "
+        "the detector.",
     )
     scoring_failure_budget: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="Share of new pictures that may be quarantined before a run fails.",
+        description="Share of a run's pictures that may be quarantined before it fails.",
+    )
+    scoring_failure_count: int = Field(
+        10,
+        ge=0,
+        description="Quarantined pictures that never fail a run, whatever their share.",
     )
     shard_lease_seconds: int = Field(
         900, ge=30, description="How long a silent worker keeps its shard, in seconds."

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 # Reports only: nothing else of the data bucket is reached by this route.
 _REPORT = re.compile(r"(datasets/[0-9a-f]{64}/report|evaluations/[\w.-]+/[\w.-]+)\.html")
 _MODEL = re.compile(r"[a-z0-9-]{1,80}")
+_RUN = re.compile(r"[\w.~:+@-]{1,500}")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
     "X-Content-Type-Options": "nosniff",
@@ -58,9 +59,44 @@ def verdict(dag_id: str, run_id: str, user: GetUserDep) -> HTMLResponse:
     """The decision of a DAG run; the tab of a run that decided nothing says so."""
     from gun_detection.release.pages import verdict_page
 
+    origin = _origin(dag_id, run_id)
+    return _page(lambda session: verdict_page(session, origin))
+
+
+@app.get("/scoring", dependencies=_MAY_LOOK)
+def scoring(user: GetUserDep) -> HTMLResponse:
+    """How fresh scoring is, its last runs, and what could not be scored."""
+    from gun_detection.scoring.pages import scoring_page
+
+    return _page(scoring_page)
+
+
+@app.get("/runs/{run_id}", dependencies=_MAY_LOOK)
+def run(run_id: str, user: GetUserDep) -> HTMLResponse:
+    """What a scoring run found, did and could not do; one that is open, as far as it is."""
+    from gun_detection.scoring.pages import run_page
+
+    if not _RUN.fullmatch(run_id):
+        raise HTTPException(404, "There is no such run.")
+    return _page(lambda session: run_page(session, run_id))
+
+
+@app.get("/scored", dependencies=_MAY_LOOK)
+def scored(dag_id: str, run_id: str, user: GetUserDep) -> HTMLResponse:
+    """What a DAG run has scored; the tab of a run that scored nothing says so."""
+    from gun_detection.scoring.pages import scored_page
+
+    origin = _origin(dag_id, run_id)
+    return _page(lambda session: scored_page(session, origin))
+
+
+def _origin(dag_id: str, run_id: str) -> str:
+    """What a DAG run is called in the database."""
     # A plus in a query that the UI did not encode arrives as a space; no run id has one.
     origin = f"airflow:{dag_id}:{run_id.replace(' ', '+')}"
-    return _page(lambda session: verdict_page(session, origin))
+    if not _RUN.fullmatch(origin):
+        raise HTTPException(404, "There is no such run.")
+    return origin
 
 
 def _page(make: Callable[[Any], str]) -> HTMLResponse:
@@ -104,9 +140,22 @@ class GunDetectionPlugin(AirflowPlugin):
             "url_route": "gun-detection-models",
         },
         {
+            "name": "Scoring",
+            "href": "gun-detection/scoring",
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "gun-detection-scoring",
+        },
+        {
             "name": "Verdict",
             "href": "gun-detection/verdict?dag_id={DAG_ID}&run_id={RUN_ID}",
             "destination": "dag_run",
             "url_route": "verdict",
+        },
+        {
+            "name": "Scoring",
+            "href": "gun-detection/scored?dag_id={DAG_ID}&run_id={RUN_ID}",
+            "destination": "dag_run",
+            "url_route": "scoring",
         },
     ]

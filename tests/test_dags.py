@@ -67,6 +67,7 @@ def test_the_dags_are_complete() -> None:
     assert sorted(found["dags"]) == [
         "ingest_dataset",
         "prune_models",
+        "rescore_uploads",
         "retrain",
         "rollback_champion",
         "score_uploads",

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from gun_detection import __version__
-from gun_detection.cli import data, models, release
+from gun_detection.cli import data, models, release, scoring
 from gun_detection.cli.output import err, out
 from gun_detection.errors import GunDetectionError, SettingsError, explain_os_error
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 database = typer.Typer(help="The database that holds everything but files.", no_args_is_help=True)
 app.add_typer(database, name="db")
+app.add_typer(scoring.quarantine, name="quarantine")
 
 database.command()(data.upgrade)
 # In the order of the loop, as the help lists them.
@@ -37,9 +38,11 @@ for command in (
     release.gate,
     release.promote,
     release.rollback,
+    release.package,
     release.card,
     release.prune,
-    release.score,
+    scoring.score,
+    scoring.rescore,
     models.predict,
 ):
     app.command()(command)

@@ -10,11 +10,10 @@ from gun_detection.cli.options import (
     AsJson,
     Dataset,
     Reason,
-    Threshold,
     Version,
     read_settings,
 )
-from gun_detection.cli.output import progress, show, show_decision
+from gun_detection.cli.output import progress, show, show_decision, show_rows
 
 
 def gate(
@@ -79,6 +78,21 @@ def card(
     show(document, as_json, f"Wrote {output / 'card.html'} and {output / 'card.md'}.")
 
 
+def package(
+    model: Version,
+    engine: Annotated[
+        str | None, typer.Option(help="One engine; by default all that this machine can run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version ready for the fast engines, each checked against the reference."""
+    from gun_detection import stages
+
+    with progress("package", as_json) as advance:
+        result = stages.package(read_settings(), model, engine, advance)
+    show_rows(result["packages"], as_json, "The engine is eager: there is nothing to package.")
+
+
 def prune(
     keep: Annotated[
         int | None, typer.Option(min=1, help="Newest versions to keep; default as the settings.")
@@ -93,26 +107,3 @@ def prune(
     verb = "Would delete" if dry_run else "Deleted"
     names = ", ".join(result["deleted"]) or "nothing"
     show(result, as_json, f"{verb} the weights of {names}.")
-
-
-def score(
-    bucket: Annotated[str | None, typer.Option(help="Bucket; the uploads by default.")] = None,
-    prefix: Annotated[str, typer.Option(help="Only keys that start with this.")] = "",
-    threshold: Threshold = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score every upload that the champion has not scored."""
-    from gun_detection import stages
-
-    settings = read_settings()
-    plan = stages.plan_scoring(settings, bucket, prefix, threshold)
-    with progress("score", as_json) as advance:
-        before = 0
-        for shard_id in plan["shard_ids"]:
-            result = stages.score_shard(
-                settings,
-                shard_id,
-                lambda done, _, before=before: advance(before + done, plan["planned"]),  # type: ignore[misc]
-            )
-            before += result["scored"] + result["quarantined"]
-    show(stages.finish_scoring(settings, plan["run_id"]), as_json)

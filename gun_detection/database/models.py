@@ -29,7 +29,10 @@ _NAMES = {
 
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=_NAMES)
-    type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSONB}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(none_as_null=True),
+    }
 
 
 def _created() -> Mapped[datetime]:
@@ -153,29 +156,43 @@ class Promotion(Base):
 class Upload(Base):
     """One version of one uploaded object; other bytes under the same key are another row.
 
-    `last_seen_at` is when a listing last showed it: what was deleted and came back is told by it.
+    `current`: the version that the last listing showed, one for each key. `pending`: it has no
+    outcome by any model yet, or its outcome is to be judged anew.
     """
 
     __tablename__ = "upload"
-    __table_args__ = (UniqueConstraint("bucket", "key", "etag"),)
+    __table_args__ = (
+        UniqueConstraint("bucket", "key", "etag"),
+        Index("uq_upload_current", "bucket", "key", unique=True, postgresql_where=text("current")),
+        Index("ix_upload_pending", "bucket", "uploaded_at", postgresql_where=text("pending")),
+    )
     id: Mapped[int] = _serial()
     first_seen_at: Mapped[datetime] = _created()
-    last_seen_at: Mapped[datetime] = _created()
     bucket: Mapped[str]
     key: Mapped[str]
     etag: Mapped[str]
     size: Mapped[int] = mapped_column(BigInteger)
-    uploaded_at: Mapped[datetime] = mapped_column(index=True)
+    uploaded_at: Mapped[datetime]
+    current: Mapped[bool] = mapped_column(server_default=text("true"))
+    pending: Mapped[bool] = mapped_column(server_default=text("true"))
 
 
 class ScoringRun(Base):
-    """One run over what was not in the ledger; the champion is pinned in `model_id`."""
+    """One run over uploads without an outcome; the champion is pinned in `model_id`.
+
+    `kind`: `new` covers what no model has scored, `rescore` what another model has. `survey` is
+    what was found before the run was opened, `stats` what it did, by stage.
+    """
 
     __tablename__ = "scoring_run"
-    __table_args__ = (CheckConstraint("state IN ('open', 'finished', 'failed')", name="state"),)
+    __table_args__ = (
+        CheckConstraint("state IN ('open', 'finished', 'failed')", name="state"),
+        CheckConstraint("kind IN ('new', 'rescore')", name="kind"),
+    )
     id: Mapped[str] = mapped_column(primary_key=True)
     created_at: Mapped[datetime] = _created()
     finished_at: Mapped[datetime | None]
+    kind: Mapped[str] = mapped_column(server_default="new")
     model_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
     bucket: Mapped[str]
     prefix: Mapped[str]
@@ -183,10 +200,16 @@ class ScoringRun(Base):
     planned: Mapped[int]
     left_over: Mapped[int]
     state: Mapped[str] = mapped_column(server_default="open")
+    survey: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    stats: Mapped[dict[str, Any] | None]
 
 
 class Shard(Base):
-    """A part of a run that one worker holds by lease; `attempt` fences off older holders."""
+    """A part of a run that one worker holds by lease; `attempt` fences off older holders.
+
+    `crashes` counts attempts that ended without a word; after one, pictures are taken one by one,
+    each noted in `suspect_id` first, and `suspect_crashes` counts those that died of it.
+    """
 
     __tablename__ = "shard"
     __table_args__ = (UniqueConstraint("run_id", "number"),)
@@ -194,25 +217,35 @@ class Shard(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("scoring_run.id"))
     number: Mapped[int]
     upload_ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
     attempt: Mapped[int] = mapped_column(server_default="0")
+    crashes: Mapped[int] = mapped_column(server_default="0")
+    suspect_id: Mapped[int | None] = mapped_column(BigInteger)
+    suspect_crashes: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    stats: Mapped[dict[str, Any] | None]
 
 
 class LedgerEntry(Base):
-    """The one outcome of an upload for a model version."""
+    """The one outcome of an upload for a model version.
+
+    `stale`: it is to be judged anew (what was gone is there again, or somebody asked for it);
+    the next outcome replaces it. `tries` counts how often it was judged.
+    """
 
     __tablename__ = "ledger"
     __table_args__ = (
         UniqueConstraint("upload_id", "model_id"),
         Index("ix_ledger_sha256_model", "sha256", "model_id"),
+        Index("ix_ledger_quarantined", "upload_id", postgresql_where=text("reason IS NOT NULL")),
         CheckConstraint("outcome IN ('scored', 'quarantined')", name="outcome"),
         CheckConstraint("(outcome = 'quarantined') = (reason IS NOT NULL)", name="reason"),
     )
     id: Mapped[int] = _serial()
     created_at: Mapped[datetime] = _created()
     upload_id: Mapped[int] = mapped_column(ForeignKey("upload.id"))
-    model_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"), index=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
     run_id: Mapped[str] = mapped_column(ForeignKey("scoring_run.id"), index=True)
     shard_id: Mapped[int] = mapped_column(ForeignKey("shard.id"))
     attempt: Mapped[int]
@@ -224,6 +257,9 @@ class LedgerEntry(Base):
     height: Mapped[int | None]
     decode_ms: Mapped[float | None]
     inference_ms: Mapped[float | None]
+    engine: Mapped[str | None]
+    stale: Mapped[bool] = mapped_column(server_default=text("false"))
+    tries: Mapped[int] = mapped_column(server_default="1")
 
 
 class Detection(Base):
@@ -251,3 +287,34 @@ class Review(Base):
     verdict: Mapped[str]
     reviewer: Mapped[str]
     comment: Mapped[str] = mapped_column(server_default=text("''"))
+
+
+class EnginePackage(Base):
+    """A model version made ready for an inference engine, and how it compares with the reference.
+
+    `files` maps the names of what lies under `models/<id>/engines/<engine>/` to their sha256.
+    """
+
+    __tablename__ = "engine_package"
+    __table_args__ = (UniqueConstraint("model_id", "engine"),)
+    id: Mapped[int] = _serial()
+    created_at: Mapped[datetime] = _created()
+    model_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
+    engine: Mapped[str]
+    accepted: Mapped[bool]
+    reason: Mapped[str]
+    reference_ap50: Mapped[float | None]
+    ap50: Mapped[float | None]
+    pictures: Mapped[int]
+    milliseconds: Mapped[float | None]
+    reference_milliseconds: Mapped[float | None]
+    files: Mapped[dict[str, Any]]
+    toolchain: Mapped[str]
+
+
+class UploadWatch(Base):
+    """How far the watcher of uploads has told of them: up to `upload_id`, for each bucket."""
+
+    __tablename__ = "upload_watch"
+    bucket: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[int] = mapped_column(BigInteger)

@@ -1,184 +1,317 @@
-"""Score one shard: read, decode in a sandbox, infer, write; one bad picture never stops it."""
+"""Score one shard: read, decode in a sandbox, infer, write, all at the same time.
+
+Threads take one picture each through reading, decoding and inference. Every stage has as many
+slots as pay, and files and pixels have a budget of bytes, so that memory stays flat whatever the
+size of the shard. The calling thread writes what is done in batches.
+"""
 
 import hashlib
 import logging
+import os
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gun_detection.database import open_session
-from gun_detection.database.models import LedgerEntry, Upload
-from gun_detection.detector.inference import Detections, Predictor
-from gun_detection.errors import GunDetectionError, ImageError
-from gun_detection.images import SandboxedDecoder
-from gun_detection.scoring.ledger import (
-    GONE,
-    Lease,
-    Outcome,
-    earlier_detections,
-    finish_shard,
-    write_outcomes,
-)
+from gun_detection.detector.engines import Engine, OutOfMemory
+from gun_detection.detector.inference import Detections
+from gun_detection.errors import GunDetectionError, ImageError, ServiceUnavailableError
+from gun_detection.images import DecodedImage, SandboxedDecoder
+from gun_detection.scoring.batching import Batcher
+from gun_detection.scoring.budget import Budget
+from gun_detection.scoring.flow import BATCH, in_batches, in_threads
+from gun_detection.scoring.leases import Item, Lease, finish_shard, suspect
+from gun_detection.scoring.ledger import Outcome, earlier_detections, write_outcomes
+from gun_detection.scoring.stats import Meter
 from gun_detection.settings import Settings
-from gun_detection.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 16
-_READERS = 8
+_LOOKUPS = 64
+# After a crash so many pictures are looked at one by one: at least as many as were under way.
+_CAREFUL = 2 * BATCH
 # Between the listing and the reading an object can be deleted, overwritten (its new version is
-# another upload, found by the next listing) or turn out too large: outcomes, not failures.
-_UNREADABLE = {*GONE, "TOO_LARGE"}
+# another upload, found by the next listing), be archived, or turn out too large: outcomes, not
+# failures.
+_UNREADABLE = {
+    "OBJECT_MISSING",
+    "OBJECT_CHANGED",
+    "TOO_LARGE",
+    "ARCHIVED",
+    "REQUEST_REFUSED",
+}
+# How long a database that is away is waited for with results in hand.
+_WRITE_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """The outcomes that this attempt wrote."""
+class Reads(Protocol):
+    """Where bytes come from."""
 
-    scored: int
-    quarantined: int
-    detections: int
-    seconds: float
+    def get(
+        self, bucket: str, key: str, *, max_bytes: int | None = None, etag: str | None = None
+    ) -> bytes: ...
 
 
 def score_shard(
     lease: Lease,
-    predictor: Predictor,
+    engine: Engine,
     settings: Settings,
-    storage: Storage,
+    reader: Reads,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> ShardResult:
-    """Give every upload of the lease an outcome; `on_progress` hears (done, all of this lease).
+) -> dict[str, Any]:
+    """Give every upload of the lease an outcome; the figures of the shard (`Meter.stats`).
 
-    Raises `TransientError` when a server fails or another attempt took over: what was written
-    stays, and the next attempt goes on from there.
+    `on_progress` hears (done, all of this lease). Raises `TransientError` when a server fails or
+    another attempt took over: what was written stays, and the next attempt goes on from there.
     """
-    start = time.monotonic()
-    total, done = len(lease.uploads), 0
-    scored = quarantined = detections = 0
-    with SandboxedDecoder(settings) as decoder:
-        worker = _Worker(lease, decoder, predictor, settings)
-        for batch in _batches(lease.uploads, settings, storage):
-            outcomes = worker.outcomes(batch)
-            write_outcomes(lease, outcomes, settings)
-            done += len(outcomes)
-            scored += sum(outcome.reason is None for outcome in outcomes)
-            quarantined += sum(outcome.reason is not None for outcome in outcomes)
-            detections += sum(len(o.detections.scores) for o in outcomes if o.detections)
-            on_progress(done, total)
-    finish_shard(lease, settings)
-    result = ShardResult(scored, quarantined, detections, round(time.monotonic() - start, 2))
+    meter = Meter()
+    writer = _Writer(lease, settings, meter, on_progress)
+    if lease.condemned is not None:
+        writer.write([_condemn(lease.condemned, settings, reader)])
+    with ExitStack() as stack:
+        worker = _Worker(lease, engine, settings, reader, meter, stack)
+        items = iter(lease.items)
+        if lease.careful:
+            for item in islice(items, _CAREFUL):
+                suspect(lease, item, settings)
+                writer.write([worker.outcome(item)])
+        for batch in in_batches(in_threads(worker.outcome, items, worker.threads)):
+            writer.write(batch)
+    stats = meter.stats(engine.name, engine.device)
+    finish_shard(lease, settings, stats if lease.items or lease.condemned else None)
     logger.info(
         "shard %d done: %d scored, %d quarantined, %d detections, %.1f s",
         lease.shard_id,
-        scored,
-        quarantined,
-        detections,
-        result.seconds,
+        stats["scored"],
+        stats["quarantined"],
+        stats["detections"],
+        stats["seconds"],
     )
-    return result
+    return stats
 
 
-def _batches(
-    uploads: list[Upload], settings: Settings, storage: Storage
-) -> Iterator[list[tuple[Upload, "Future[bytes]"]]]:
-    """Batches whose bytes are read by threads, one batch ahead: memory stays flat."""
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
+class _Writer:
+    """Writes batches, and waits a while for a database that is away."""
 
-        def start(position: int) -> list[tuple[Upload, Future[bytes]]]:
-            part = uploads[position : position + _BATCH]
-            return [(upload, pool.submit(_read, upload, settings, storage)) for upload in part]
+    def __init__(
+        self,
+        lease: Lease,
+        settings: Settings,
+        meter: Meter,
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        self._lease, self._settings, self._meter = lease, settings, meter
+        self._on_progress = on_progress
+        self._done = 0
+        self._total = len(lease.items) + (lease.condemned is not None)
 
-        following = start(0)
-        for position in range(_BATCH, len(uploads) + _BATCH, _BATCH):
-            batch, following = following, start(position)
-            yield batch
-
-
-def _read(upload: Upload, settings: Settings, storage: Storage) -> bytes:
-    return storage.get(
-        upload.bucket, upload.key, max_bytes=settings.max_image_bytes, etag=upload.etag
-    )
-
-
-@dataclass(frozen=True)
-class _Worker:
-    """What turns the bytes of an upload into its outcome."""
-
-    lease: Lease
-    decoder: SandboxedDecoder
-    predictor: Predictor
-    settings: Settings
-
-    def outcomes(self, batch: list[tuple[Upload, "Future[bytes]"]]) -> list[Outcome]:
-        """One for each upload; bytes that this model has seen before are inferred once."""
-        read = [_Read.of(upload, future) for upload, future in batch]
-        digests = {item.sha256 for item in read if item.sha256}
-        with open_session(self.settings) as session:
-            known = earlier_detections(session, digests, self.lease.model_id)
-        by_bytes = {sha256: _repeated(entry, found) for sha256, (entry, found) in known.items()}
-        return [self._outcome(item, by_bytes) for item in read]
-
-    def _outcome(self, item: "_Read", by_bytes: dict[str, Outcome]) -> Outcome:
-        if item.error is not None:
-            return _quarantine(item.upload, None, item.error)
-        if item.sha256 in by_bytes:
-            return replace(by_bytes[item.sha256], upload_id=item.upload.id)
-        start = time.perf_counter()
-        try:
-            pixels = self.decoder.decode(item.data).pixels
-        except ImageError as error:
-            return _quarantine(item.upload, item.sha256, error)
-        decoded = time.perf_counter()
-        [found] = self.predictor([pixels])
-        outcome = Outcome(
-            upload_id=item.upload.id,
-            sha256=item.sha256,
-            detections=found,
-            width=pixels.shape[1],
-            height=pixels.shape[0],
-            decode_ms=(decoded - start) * 1000,
-            inference_ms=(time.perf_counter() - decoded) * 1000,
+    def write(self, outcomes: list[Outcome]) -> None:
+        with self._meter.stage("write"):
+            self._write(outcomes)
+        self._meter.count(
+            scored=sum(outcome.reason is None for outcome in outcomes),
+            quarantined=sum(outcome.reason is not None for outcome in outcomes),
+            detections=sum(len(o.detections.scores) for o in outcomes if o.detections),
         )
-        by_bytes[item.sha256] = replace(outcome, decode_ms=0.0, inference_ms=0.0)
-        return outcome
+        self._done += len(outcomes)
+        self._on_progress(self._done, self._total)
+
+    def _write(self, outcomes: list[Outcome]) -> None:
+        for pause in _WRITE_PAUSES:
+            try:
+                write_outcomes(self._lease, outcomes, self._settings)
+            except ServiceUnavailableError as error:
+                logger.warning("%s; trying again in %g s", error.message, pause)
+                time.sleep(pause)
+            else:
+                return
+        write_outcomes(self._lease, outcomes, self._settings)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """The bytes of an upload with their sha256, or why they could not be read."""
+class _Worker:
+    """What turns an upload into its outcome; its methods are called by many threads."""
 
-    upload: Upload
-    data: bytes = b""
-    sha256: str = ""
-    error: GunDetectionError | None = None
+    def __init__(
+        self,
+        lease: Lease,
+        engine: Engine,
+        settings: Settings,
+        reader: Reads,
+        meter: Meter,
+        stack: ExitStack,
+    ) -> None:
+        self._lease, self._engine, self._settings = lease, engine, settings
+        self._reader, self._meter = reader, meter
+        decoders = max(2, os.cpu_count() or 1)
+        self.threads = settings.readers + decoders + 2 * engine.streams * engine.batch
+        half = settings.memory_mb * 2**20 // 2
+        self._files, self._pixels = Budget(half), Budget(half)
+        self._reading = threading.Semaphore(settings.readers)
+        self._decoding = threading.Semaphore(decoders)
+        self._decoders: queue.SimpleQueue[SandboxedDecoder] = queue.SimpleQueue()
+        for _ in range(decoders):
+            self._decoders.put(stack.enter_context(SandboxedDecoder(settings)))
+        self._infer = stack.enter_context(
+            Batcher(self._found, engine.batch, engine.streams, lambda pixels: _shape(pixels))
+        )
+        self._known = stack.enter_context(Batcher(self._earlier, _LOOKUPS))
+        self._by_bytes: dict[str, Future[Outcome]] = {}
+        self._lock = threading.Lock()
 
-    @classmethod
-    def of(cls, upload: Upload, future: "Future[bytes]") -> Self:
-        try:
-            data = future.result()
-        except GunDetectionError as error:
-            if error.reason not in _UNREADABLE:
+    def outcome(self, item: Item) -> Outcome:
+        """The outcome of one upload; the same bytes are looked at once."""
+        start = time.monotonic()
+        with self._files.hold(item.size):
+            try:
+                with self._meter.stage("read", self._reading):
+                    data = self._reader.get(
+                        item.bucket,
+                        item.key,
+                        max_bytes=self._settings.max_image_bytes,
+                        etag=item.etag,
+                    )
+            except GunDetectionError as error:
+                if error.reason not in _UNREADABLE:
+                    raise
+                return _quarantine(item, None, error)
+            self._meter.count(bytes=len(data))
+            sha256 = hashlib.sha256(data).hexdigest()
+            with self._lock:
+                before = self._by_bytes.get(sha256)
+                mine: Future[Outcome] = Future()
+                if before is None:
+                    self._by_bytes[sha256] = mine
+            if before is not None:
+                self._meter.count(repeated=1)
+                return replace(before.result(), upload_id=item.id, decode_ms=0.0, inference_ms=0.0)
+            try:
+                made = self._new(item, data, sha256)
+            except BaseException as error:
+                mine.set_exception(error)
                 raise
-            return cls(upload, error=error)
-        return cls(upload, data, hashlib.sha256(data).hexdigest())
+            mine.set_result(made)
+        self._meter.picture(f"s3://{item.bucket}/{item.key}", time.monotonic() - start)
+        return made
+
+    def _new(self, item: Item, data: bytes, sha256: str) -> Outcome:
+        known = self._known(sha256)
+        if known is not None:
+            self._meter.count(repeated=1)
+            return replace(known, upload_id=item.id)
+        began = time.perf_counter()
+        with ExitStack() as held:
+            try:
+                with self._meter.stage("decode", self._decoding):
+                    image = self._decode(data)
+                    held.enter_context(self._pixels.hold(image.pixels.nbytes))
+            except ImageError as error:
+                return _quarantine(item, sha256, error)
+            decoded = time.perf_counter()
+            found, milliseconds = self._infer(image.pixels)
+            self._meter.add("infer", waiting=time.perf_counter() - decoded)
+        if found is None:
+            return _quarantine(item, sha256, _too_much(image))
+        return Outcome(
+            upload_id=item.id,
+            sha256=sha256,
+            detections=_enlarge(found, image),
+            width=image.width,
+            height=image.height,
+            decode_ms=round((decoded - began) * 1000, 3),
+            inference_ms=milliseconds,
+            engine=self._engine.name,
+        )
+
+    def _decode(self, data: bytes) -> DecodedImage:
+        decoder = self._decoders.get()
+        try:
+            return decoder.decode(data, fit=self._engine.input_size)
+        finally:
+            self._decoders.put(decoder)
+
+    def _found(self, images: list[NDArray[np.uint8]]) -> list[tuple[Detections | None, float]]:
+        """(detections, milliseconds) of each picture; None for one that alone is too much."""
+        began = time.perf_counter()
+        try:
+            found = self._engine(images)
+        except OutOfMemory:
+            logger.warning("a batch of %d pictures does not fit into memory", len(images))
+        else:
+            seconds = time.perf_counter() - began
+            # Who asked for a picture counts all of its time here as waiting.
+            self._meter.add("infer", working=seconds, waiting=-seconds * len(images))
+            return [(one, round(1000 * seconds / len(images), 3)) for one in found]
+        # Outside the handler: its exception would keep the tensors of the failed batch alive.
+        if len(images) == 1:
+            return [(None, 0.0)]
+        half = len(images) // 2
+        return self._found(images[:half]) + self._found(images[half:])
+
+    def _earlier(self, digests: list[str]) -> list[Outcome | None]:
+        with open_session(self._settings) as session:
+            known = earlier_detections(session, digests, self._lease.model_id)
+        return [
+            Outcome(
+                upload_id=known[sha256][0].upload_id,
+                sha256=sha256,
+                detections=known[sha256][1],
+                width=known[sha256][0].width,
+                height=known[sha256][0].height,
+                decode_ms=0.0,
+                inference_ms=0.0,
+                engine=known[sha256][0].engine,
+            )
+            if sha256 in known
+            else None
+            for sha256 in digests
+        ]
 
 
-def _repeated(entry: LedgerEntry, found: Detections) -> Outcome:
-    """The outcome of bytes that were scored before, under whatever key."""
-    return Outcome(
-        upload_id=entry.upload_id,
-        sha256=entry.sha256,
-        detections=found,
-        width=entry.width,
-        height=entry.height,
-        decode_ms=0.0,
-        inference_ms=0.0,
+def _shape(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+    """Pictures of one batch are padded to the largest: like shapes waste least."""
+    height, width = pixels.shape[:2]
+    return (1, round(8 * width / height)) if width >= height else (round(8 * height / width), 1)
+
+
+def _enlarge(found: Detections, image: DecodedImage) -> Detections:
+    """Boxes in pixels of the whole picture, of which a smaller one may have been looked at."""
+    height, width = image.pixels.shape[:2]
+    if (width, height) == (image.width, image.height):
+        return found
+    scale = np.array([image.width / width, image.height / height] * 2, np.float32)
+    return Detections(found.boxes * scale, found.scores)
+
+
+def _condemn(item: Item, settings: Settings, reader: Reads) -> Outcome:
+    """The outcome of a picture that two processes died of; its bytes are read, not looked at."""
+    error = ImageError(
+        "the scoring process died twice while it looked at this picture alone", reason="CRASHED"
+    )
+    try:
+        data = reader.get(item.bucket, item.key, max_bytes=settings.max_image_bytes, etag=item.etag)
+    except GunDetectionError as unreadable:
+        if unreadable.reason not in _UNREADABLE:
+            raise
+        return _quarantine(item, None, error)
+    return _quarantine(item, hashlib.sha256(data).hexdigest(), error)
+
+
+def _too_much(image: DecodedImage) -> ImageError:
+    return ImageError(
+        f"a picture of {image.width}x{image.height} pixels needs more memory than there is",
+        reason="OUT_OF_MEMORY",
     )
 
 
-def _quarantine(upload: Upload, sha256: str | None, error: GunDetectionError) -> Outcome:
-    logger.warning("quarantined %r: %s (%s)", upload.key, error.reason, error.message)
-    return Outcome(upload.id, sha256, reason=error.reason, message=error.message)
+def _quarantine(item: Item, sha256: str | None, error: GunDetectionError) -> Outcome:
+    logger.warning("quarantined %r: %s (%s)", item.key, error.reason, error.message)
+    return Outcome(item.id, sha256, reason=error.reason, message=error.message)

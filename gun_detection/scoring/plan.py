@@ -1,25 +1,57 @@
-"""What is to be scored: everything listed that the ledger has no outcome for."""
+"""What is to be scored: a survey before a run, then the run with its shards."""
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
+from typing import Literal
 
-from sqlalchemy import exists, func, or_, select
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from gun_detection.database.models import LedgerEntry, ModelVersion, ScoringRun, Shard, Upload
+from gun_detection.database import open_session
+from gun_detection.database.models import ModelVersion, ScoringRun, Shard
 from gun_detection.errors import NotFoundError
-from gun_detection.scoring.ledger import GONE
+from gun_detection.scoring.listing import Listed, note_uploads
+from gun_detection.scoring.sources import Source
 from gun_detection.settings import Settings
-from gun_detection.storage import Storage, StoredObject
+from gun_detection.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
+# `new`: what no model has scored; `rescore`: what another model than the present champion has.
+Kind = Literal["new", "rescore"]
+
+_TIMED_SHARDS = 50
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run would cover, before it is opened.
+
+    Of the `listed` objects, `new` and `changed` were not known before, `returned` had been gone,
+    and `scored` have an outcome; `waiting` is what the run is about, of which `planned` fit into
+    its caps and `left_over` wait for the next. `outdated` is what a re-scoring would be about; it
+    is counted for one only. `seconds` (of the run, with all its workers) and `cost` are estimates
+    from earlier runs, None where there are none.
+    """
+
+    kind: Kind
+    model_id: str
+    buckets: list[str]
+    prefix: str
+    listed: int
+    left_out: int
+    new: int
+    changed: int
+    returned: int
+    scored: int
+    outdated: int | None
+    waiting: int
+    planned: int
+    left_over: int
+    megabytes: float
+    seconds: float | None
+    cost: float | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +60,7 @@ class Plan:
     next one."""
 
     run_id: str
+    kind: Kind
     model_id: str
     threshold: float
     planned: int
@@ -35,121 +68,213 @@ class Plan:
     shard_ids: list[int]
 
 
-def plan_run(
+def survey(
+    kind: Kind,
     model: ModelVersion,
+    sources: list[Source],
     settings: Settings,
     storage: Storage,
-    session: Session,
-    *,
-    bucket: str | None = None,
     prefix: str = "",
-    threshold: float | None = None,
-    run_id: str | None = None,
-) -> Plan:
-    """List a bucket and open a run over what `model` has not scored, oldest upload first.
+) -> Survey:
+    """List the sources, note their uploads, and say what a run by `model` would cover.
 
-    Planning again with the same `run_id` gives the plan that was made before.
+    A re-scoring is about what is known: nothing is listed for it.
     Raises `NotFoundError` for a bucket that is not there.
     """
-    bucket = bucket or settings.uploads_bucket
+    counts = Listed()
+    if kind == "new":
+        for bucket in sorted({source.bucket for source in sources}):
+            if not storage.bucket_exists(bucket):
+                raise NotFoundError(
+                    f"the bucket {bucket!r} does not exist: create it, or name another one"
+                )
+        for source in sources:
+            listed = note_uploads(source, settings, storage, wait=True)
+            for name, value in vars(listed).items():
+                setattr(counts, name, getattr(counts, name) + value)
+    with open_session(settings) as session:
+        waiting = sum(_count(session, kind, model, source) for source in sources)
+        chosen, arguments = _chosen(kind, model, sources, _cap(kind, settings))
+        totals = f"SELECT COUNT(*) AS uploads, COALESCE(SUM(size), 0) AS bytes FROM ({chosen}) c"
+        planned = session.execute(text(totals), arguments).one()
+        seconds = _estimate(session, model, planned.uploads, settings)
+    hours = None if seconds is None else seconds * settings.scoring_tasks / 3600
+    return Survey(
+        kind=kind,
+        model_id=model.id,
+        buckets=sorted({source.bucket for source in sources}),
+        prefix=prefix,
+        listed=counts.objects,
+        left_out=counts.left_out,
+        new=counts.new,
+        changed=counts.changed,
+        returned=counts.returned,
+        scored=max(0, counts.objects - waiting) if kind == "new" else 0,
+        outdated=waiting if kind == "rescore" else None,
+        waiting=waiting,
+        planned=planned.uploads,
+        left_over=waiting - planned.uploads,
+        megabytes=round(int(planned.bytes) / 2**20, 1),
+        seconds=seconds,
+        cost=None if hours is None else round(hours * settings.worker_cost_per_hour, 2),
+    )
+
+
+def open_run(
+    found: Survey,
+    model: ModelVersion,
+    sources: list[Source],
+    settings: Settings,
+    session: Session,
+    *,
+    threshold: float | None = None,
+    run_id: str | None = None,
+    limit: int | None = None,
+) -> Plan:
+    """Open a run over what the survey found, oldest upload first, at most `limit` of it.
+
+    Opening it again with the same `run_id` gives the plan that was made before.
+    """
     run_id = run_id or uuid.uuid4().hex
     known = session.get(ScoringRun, run_id)
     if known is not None:
         return _recall(session, known)
-    if not storage.bucket_exists(bucket):
-        raise NotFoundError(f"the bucket {bucket!r} does not exist: create it, or name another one")
-    listed = _record_uploads(session, storage.list_objects(bucket, prefix))
-    waiting = _unscored(session, bucket, prefix, model.id)
-    planned = waiting[: settings.shard_images * settings.max_shards]
+    cap = _cap(found.kind, settings)
+    cap = cap if limit is None else min(cap, limit)
+    statement, arguments = _chosen(found.kind, model, sources, cap)
+    chosen = [(row.id, row.size) for row in session.execute(text(statement), arguments)]
     run = ScoringRun(
         id=run_id,
+        kind=found.kind,
         model_id=model.id,
-        bucket=bucket,
-        prefix=prefix,
+        bucket=", ".join(found.buckets),
+        prefix=found.prefix,
         threshold=model.threshold if threshold is None else threshold,
-        planned=len(planned),
-        left_over=len(waiting) - len(planned),
+        planned=len(chosen),
+        left_over=max(0, found.waiting - len(chosen)),
+        survey=vars(found),
     )
     session.add(run)
     session.flush()
-    shards = [
-        Shard(run_id=run_id, number=number, upload_ids=ids)
-        for number, ids in enumerate(_batches(planned, settings.shard_images))
+    rows = [
+        {
+            "run_id": run_id,
+            "number": number,
+            "upload_ids": [upload_id for upload_id, _ in part],
+            "bytes": sum(size for _, size in part),
+        }
+        for number, part in enumerate(cut(chosen, settings))
     ]
-    session.add_all(shards)
-    session.flush()
+    if rows:
+        session.execute(insert(Shard), rows)
+    made = _recall(session, run)
     logger.info(
-        "%d objects listed, %d planned in %d shards for %s, %d left over",
-        listed,
-        run.planned,
-        len(shards),
+        "%d uploads planned in %d shards for %s, %d left over",
+        made.planned,
+        len(made.shard_ids),
         model.id,
-        run.left_over,
+        made.left_over,
     )
-    return _plan(run, [shard.id for shard in shards])
+    return made
 
 
-def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def cut(uploads: list[tuple[int, int]], settings: Settings) -> list[list[tuple[int, int]]]:
+    """(id, bytes) of uploads in shards of like work, by count and by bytes.
+
+    A shard is full at `shard_images` or `shard_mb`, whichever comes first; all of them are larger
+    in proportion where there would be more than `max_shards`.
+    """
+    per_byte = 1 / (settings.shard_mb * 2**20)
+    weights = [max(1 / settings.shard_images, size * per_byte) for _, size in uploads]
+    full = max(1.0, sum(weights) / settings.max_shards)
+    shards: list[list[tuple[int, int]]] = []
+    filled = full
+    for upload, weight in zip(uploads, weights, strict=True):
+        # Sums of many small weights fall a little short of the whole.
+        if filled > full - 1e-9 and len(shards) < settings.max_shards:
+            shards.append([])
+            filled = 0.0
+        shards[-1].append(upload)
+        filled += weight
+    return shards
+
+
+def _cap(kind: Kind, settings: Settings) -> int:
+    return settings.run_images if kind == "new" else settings.rescore_images
+
+
+_OUTDATED = """
+    u.current AND NOT u.pending AND NOT EXISTS (
+        SELECT FROM ledger l WHERE l.upload_id = u.id AND l.model_id = :model
+    )
+"""
+# The oldest uploads wait longest; of history, the newest is what people look at.
+_WHICH = {"new": "u.pending", "rescore": _OUTDATED}
+_ORDER = {"new": "u.uploaded_at, u.id", "rescore": "u.id DESC"}
+
+
+def _count(session: Session, kind: Kind, model: ModelVersion, source: Source) -> int:
+    condition, arguments = _scope(kind, model, source, 0)
+    found = session.execute(text(f"SELECT COUNT(*) FROM upload u WHERE {condition}"), arguments)
+    return int(found.scalar_one())
+
+
+def _chosen(
+    kind: Kind, model: ModelVersion, sources: list[Source], cap: int
+) -> tuple[str, dict[str, str | int]]:
+    """A statement for the id and size of the uploads of a run, and its arguments: those of each
+    source within its own cap, then all of them by age within that of the run."""
+    parts = []
+    arguments: dict[str, str | int] = {"cap": cap}
+    for number, source in enumerate(sources):
+        condition, values = _scope(kind, model, source, number)
+        parts.append(
+            f"(SELECT id, size, uploaded_at FROM upload u WHERE {condition} "
+            f"ORDER BY {_ORDER[kind]} LIMIT :cap_{number})"
+        )
+        own = cap if source.images_per_run is None else min(cap, source.images_per_run)
+        arguments |= values | {f"cap_{number}": own}
+    union = " UNION ALL ".join(parts)
+    return f"SELECT id, size FROM ({union}) u ORDER BY {_ORDER[kind]} LIMIT :cap", arguments
+
+
+def _scope(
+    kind: Kind, model: ModelVersion, source: Source, number: int
+) -> tuple[str, dict[str, str | int]]:
+    """The condition of what a run is about in one source, and its arguments."""
+    bucket, prefix = f"bucket_{number}", f"prefix_{number}"
+    condition = f"{_WHICH[kind]} AND u.bucket = :{bucket} AND starts_with(u.key, :{prefix})"
+    arguments: dict[str, str | int] = {bucket: source.bucket, prefix: source.prefix}
+    return condition, arguments | ({"model": model.id} if kind == "rescore" else {})
+
+
+def _estimate(
+    session: Session, model: ModelVersion, pictures: int, settings: Settings
+) -> float | None:
+    """Seconds of a run over so many pictures, from the last shards of the same architecture."""
+    row = session.execute(
+        text(
+            """
+            SELECT SUM(seconds) AS seconds, SUM(pictures) AS pictures FROM (
+                SELECT (s.stats->>'seconds')::float AS seconds,
+                       (s.stats->>'pictures')::int AS pictures
+                FROM shard s JOIN scoring_run r ON r.id = s.run_id
+                JOIN model_version m ON m.id = r.model_id
+                WHERE s.finished_at IS NOT NULL AND m.architecture = :architecture
+                AND (s.stats->>'pictures')::int > 0
+                ORDER BY m.id = :model DESC, s.id DESC LIMIT :shards
+            ) timed
+            """
+        ),
+        {"architecture": model.architecture, "model": model.id, "shards": _TIMED_SHARDS},
+    ).one()
+    if not row.pictures:
+        return None
+    each: float = row.seconds / row.pictures
+    return round(each * pictures / settings.scoring_tasks, 1)
 
 
 def _recall(session: Session, run: ScoringRun) -> Plan:
     shards = session.scalars(select(Shard.id).where(Shard.run_id == run.id).order_by(Shard.number))
-    return _plan(run, list(shards))
-
-
-def _plan(run: ScoringRun, shard_ids: list[int]) -> Plan:
-    return Plan(run.id, run.model_id, run.threshold, run.planned, run.left_over, shard_ids)
-
-
-def _record_uploads(session: Session, objects: Iterable[StoredObject]) -> int:
-    """Note every object version that was listed; the number of objects."""
-    count = 0
-    for page in _batches(objects, 1000):
-        rows = [
-            {
-                "bucket": item.bucket,
-                "key": item.key,
-                "etag": item.etag,
-                "size": item.size,
-                "uploaded_at": item.last_modified,
-            }
-            for item in page
-        ]
-        statement = insert(Upload).values(rows)
-        # Overwritten bytes that were restored have a new time, too.
-        again = {"last_seen_at": func.now(), "uploaded_at": statement.excluded.uploaded_at}
-        session.execute(
-            statement.on_conflict_do_update(index_elements=["bucket", "key", "etag"], set_=again)
-        )
-        count += len(page)
-    return count
-
-
-def _unscored(session: Session, bucket: str, prefix: str, model_id: str) -> list[int]:
-    outcome = exists().where(
-        LedgerEntry.upload_id == Upload.id,
-        LedgerEntry.model_id == model_id,
-        # What was gone when it was to be read and is listed again has no true outcome yet.
-        or_(
-            LedgerEntry.reason.is_(None),
-            LedgerEntry.reason.not_in(GONE),
-            LedgerEntry.created_at >= Upload.last_seen_at,
-        ),
-    )
-    # Versions that were overwritten since are gone: only the one that was last listed can be read.
-    newest = (
-        select(Upload.id)
-        .where(Upload.bucket == bucket, Upload.key.startswith(prefix, autoescape=True))
-        .ext(distinct_on(Upload.key))
-        .order_by(Upload.key, Upload.last_seen_at.desc(), Upload.id.desc())
-        .subquery()
-    )
-    rows = session.scalars(
-        select(Upload.id)
-        .where(Upload.id.in_(select(newest.c.id)), ~outcome)
-        .order_by(Upload.uploaded_at, Upload.id)
-    )
-    return list(rows)
+    kind: Kind = "rescore" if run.kind == "rescore" else "new"
+    return Plan(run.id, kind, run.model_id, run.threshold, run.planned, run.left_over, list(shards))

@@ -1,5 +1,7 @@
 """Where people read what a stage made."""
 
+from urllib.parse import quote
+
 from gun_detection.settings import Settings
 
 
@@ -23,3 +25,8 @@ def decision_url(settings: Settings, decision_id: int) -> str:
 def card_url(settings: Settings, model_id: str) -> str:
     """Where people read a model's card."""
     return f"{settings.public_url.rstrip('/')}/gun-detection/cards/{model_id}"
+
+
+def run_url(settings: Settings, run_id: str) -> str:
+    """Where people see what a scoring run did."""
+    return f"{settings.public_url.rstrip('/')}/gun-detection/runs/{quote(run_id, safe='')}"

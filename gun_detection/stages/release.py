@@ -1,5 +1,6 @@
 """From a measured candidate to a champion: gate, approval, promotion, rollback, retention."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import select
@@ -187,6 +188,44 @@ def prune(settings: Settings, keep: int | None = None, *, dry_run: bool = False)
 
     keep = settings.keep_models if keep is None else keep
     return prune_models(settings, Storage(settings), keep, dry_run=dry_run)
+
+
+def package(
+    settings: Settings,
+    model: str,
+    engine: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Json:
+    """Make a version ready for an engine, by default for those that the settings may choose."""
+    from gun_detection.release.packaging import package as make_one
+    from gun_detection.release.packaging import package_all
+    from gun_detection.release.registry import get_model
+
+    wanted = settings.engine if engine is None else engine
+    with open_session(settings) as session:
+        version, storage = get_model(session, model), Storage(settings)
+        if wanted == "auto":
+            made = package_all(version, settings, storage, session, on_progress)
+        elif wanted == "eager":
+            made = []
+        else:
+            made = [make_one(version, wanted, settings, storage, session, on_progress)]
+        return {
+            "model_id": version.id,
+            "packages": [
+                {
+                    "engine": row.engine,
+                    "accepted": row.accepted,
+                    "ap50": row.ap50,
+                    "reference_ap50": row.reference_ap50,
+                    "times_reference": row.milliseconds / row.reference_milliseconds
+                    if row.milliseconds and row.reference_milliseconds
+                    else None,
+                    "reason": row.reason,
+                }
+                for row in made
+            ],
+        }
 
 
 def model_card(settings: Settings, model: str) -> dict[str, bytes]:

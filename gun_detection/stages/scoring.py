@@ -1,44 +1,75 @@
-"""Scoring what the champion has not scored: plan, shards, end."""
+"""Scoring uploads: survey, plan, shards, end; the quarantine; the watch for new ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
-
-from sqlalchemy import select
+from pathlib import Path
+from typing import Any, Literal
 
 from gun_detection.database import open_session
-from gun_detection.database.models import ModelVersion, ScoringRun, Shard
-from gun_detection.errors import NotFoundError
+from gun_detection.scoring.words import run_text, survey_text
 from gun_detection.settings import Settings
+from gun_detection.stages.links import run_url
 from gun_detection.storage import Storage
 
 Json = dict[str, Any]
+Kind = Literal["new", "rescore"]
+
+
+def survey_uploads(
+    settings: Settings,
+    kind: Kind = "new",
+    bucket: str | None = None,
+    prefix: str | None = None,
+    model: str = "champion",
+) -> Json:
+    """List the sources and say what a run would cover, how long it would take and cost.
+
+    `confirm` is whether a person is to be asked first.
+    """
+    from gun_detection.release.registry import get_model
+    from gun_detection.scoring.plan import survey
+    from gun_detection.scoring.sources import choose_sources, load_sources
+
+    sources = choose_sources(load_sources(settings), bucket, prefix)
+    with open_session(settings) as session:
+        version = get_model(session, model)
+    found = asdict(survey(kind, version, sources, settings, Storage(settings), prefix or ""))
+    return found | {
+        "text": survey_text(found),
+        "confirm": found["planned"] > settings.confirm_images,
+        "confirm_images": settings.confirm_images,
+        "confirm_minutes": settings.confirm_minutes,
+    }
 
 
 def plan_scoring(
     settings: Settings,
+    surveyed: Json,
     bucket: str | None = None,
-    prefix: str = "",
+    prefix: str | None = None,
     threshold: float | None = None,
-    model: str = "champion",
     run_id: str | None = None,
+    limit: int | None = None,
 ) -> Json:
-    """Open a scoring run over what the champion, pinned from here on, has not scored."""
+    """Open a scoring run over what was surveyed; its model is pinned from here on."""
     from gun_detection.release.registry import get_model
-    from gun_detection.scoring.plan import plan_run
+    from gun_detection.scoring.plan import Survey, open_run
+    from gun_detection.scoring.sources import choose_sources, load_sources
 
+    sources = choose_sources(load_sources(settings), bucket, prefix)
+    found = Survey(**{name: surveyed[name] for name in Survey.__dataclass_fields__})
     with open_session(settings) as session:
-        plan = plan_run(
-            get_model(session, model),
+        plan = open_run(
+            found,
+            get_model(session, found.model_id),
+            sources,
             settings,
-            Storage(settings),
             session,
-            bucket=bucket,
-            prefix=prefix,
             threshold=threshold,
             run_id=run_id,
+            limit=limit,
         )
-    return asdict(plan)
+    return asdict(plan) | {"run_url": run_url(settings, plan.run_id)}
 
 
 def score_shard(
@@ -48,30 +79,77 @@ def score_shard(
     *,
     take_over: bool = False,
 ) -> Json:
-    """Score what is left to do in one shard."""
-    from gun_detection.release.registry import load_predictor
-    from gun_detection.scoring.ledger import claim_shard
-    from gun_detection.scoring.pipeline import score_shard as score
+    """Score what is left to do in one shard; its figures."""
+    from gun_detection.scoring.supervise import score_shard as score
 
-    storage = Storage(settings)
-    with open_session(settings) as session:
-        pinned = (
-            select(ModelVersion)
-            .join(ScoringRun, ScoringRun.model_id == ModelVersion.id)
-            .join(Shard, Shard.run_id == ScoringRun.id)
-            .where(Shard.id == shard_id)
-        )
-        model = session.scalar(pinned)
-    if model is None:
-        raise NotFoundError(f"there is no shard {shard_id}")
-    predictor = load_predictor(model, settings, storage, settings.score_floor)
-    # The lease begins when the work does, not while weights are read.
-    lease = claim_shard(shard_id, settings, take_over=take_over)
-    return asdict(score(lease, predictor, settings, storage, on_progress))
+    return score(settings, shard_id, on_progress, take_over=take_over)
 
 
 def finish_scoring(settings: Settings, run_id: str) -> Json:
     """Close a scoring run; raises `FailureBudgetError` when something is wrong with it."""
-    from gun_detection.scoring.ledger import finish_run
+    from gun_detection.scoring.runs import finish_run
 
-    return asdict(finish_run(run_id, settings))
+    summary = asdict(finish_run(run_id, settings))
+    return summary | {"text": run_text(summary), "run_url": run_url(settings, run_id)}
+
+
+def freshness(settings: Settings) -> Json:
+    """How many uploads nobody has scored, and how long the oldest of them waits, in seconds."""
+    from sqlalchemy import text
+
+    statement = (
+        "SELECT COALESCE(SUM(unscored), 0)::bigint AS unscored, "
+        "COALESCE(MAX(oldest_seconds), 0) AS oldest_seconds FROM scoring_freshness"
+    )
+    with open_session(settings) as session:
+        row = session.execute(text(statement)).one()
+    return {"unscored": row.unscored, "oldest_seconds": row.oldest_seconds}
+
+
+def list_quarantine(settings: Settings, limit: int | None = None, **conditions: Any) -> list[Json]:
+    """What is in quarantine, the newest first; see `quarantine.list_quarantine`."""
+    from gun_detection.scoring.quarantine import list_quarantine as rows
+
+    with open_session(settings) as session:
+        found = rows(session, limit=limit, **conditions)
+    return [
+        asdict(row)
+        | {"first_seen_at": row.first_seen_at.isoformat(), "scored_at": row.scored_at.isoformat()}
+        for row in found
+    ]
+
+
+def retry_quarantine(settings: Settings, upload_ids: Sequence[int] = (), **conditions: Any) -> Json:
+    """Have what is in quarantine judged anew by the next run: these uploads, or those chosen."""
+    from gun_detection.scoring.quarantine import list_quarantine as rows
+    from gun_detection.scoring.quarantine import retry
+
+    with open_session(settings) as session:
+        chosen = upload_ids or [row.upload_id for row in rows(session, **conditions)]
+        return {"waiting": retry(session, chosen)}
+
+
+def export_quarantine(settings: Settings, folder: Path, **conditions: Any) -> Json:
+    """Write a table of what is in quarantine, and the files, into a folder."""
+    from gun_detection.scoring.quarantine import export
+    from gun_detection.scoring.quarantine import list_quarantine as rows
+
+    with open_session(settings) as session:
+        found = rows(session, **conditions)
+    written, gone = export(found, folder, settings, Storage(settings))
+    return {"rows": len(found), "files": written, "gone": gone, "folder": str(folder)}
+
+
+def look_for_uploads(settings: Settings) -> Json | None:
+    """What was uploaded since the last look, by bucket; None where nothing was."""
+    from gun_detection.scoring.watch import look
+
+    news = look(settings)
+    return None if news is None else asdict(news)
+
+
+def told_of_uploads(settings: Settings, news: Json) -> None:
+    """Note that these news have led to something: they are not told again."""
+    from gun_detection.scoring.watch import News, told
+
+    told(News(**news), settings)

@@ -1,27 +1,21 @@
 """Starts a training in several processes through `torchrun`, and waits for what comes of it."""
 
-import ctypes
 import json
-import logging
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gun_detection import errors
+from gun_detection.children import reported_error, run_child
 from gun_detection.errors import GunDetectionError, TransientError
 from gun_detection.settings import Settings
 from gun_detection.training.loop import Progress, State
 from gun_detection.training.worker import Job
 
-_PR_SET_PDEATHSIG = 1
 _LAST_LINES = 15
 
 
@@ -43,48 +37,16 @@ def run_distributed(
             "name": job.name,
         }
         (folder / "job.json").write_text(json.dumps(content))
-        with (folder / "log").open("w+") as log:
-            with subprocess.Popen(
-                _command(processes, folder),
-                env=_environment(settings, processes),
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                preexec_fn=_end_with_parent,
-            ) as process:
-                _relay(process, on_progress)
-            code = process.returncode
-            log.seek(0)
-            lines = log.read().splitlines()
+        code, lines = run_child(
+            _command(processes, folder),
+            folder,
+            _environment(settings, processes),
+            lambda progress: on_progress(Progress(**progress)),
+        )
         if code != 0:
-            raise _failure(folder, code, lines)
+            raise reported_error(folder) or _lost(code, lines)
         state = State(**json.loads((folder / "state.json").read_text()))
         return load_file(folder / "best.safetensors"), state
-
-
-def _relay(process: subprocess.Popen[str], on_progress: Callable[[Progress], None]) -> None:
-    """Pass progress and log on until the processes end; they do not outlive an interruption."""
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            content = _parse(line)
-            if "progress" in content:
-                on_progress(Progress(**content["progress"]))
-            elif "log" in content:
-                entry = content["log"]
-                logging.getLogger(entry["name"]).log(entry["level"], "%s", entry["message"])
-    except BaseException:
-        process.terminate()
-        raise
-
-
-def _parse(line: str) -> dict[str, Any]:
-    """What the first process says of itself; others print as they like."""
-    try:
-        content = json.loads(line)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _command(processes: int, folder: Path) -> list[str]:
@@ -105,17 +67,7 @@ def _environment(settings: Settings, processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads)} | dict(os.environ) | settings.to_environment()
 
 
-def _end_with_parent() -> None:
-    # A worker that lives on after its task was killed would hold the GPU against the next attempt.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
-def _failure(folder: Path, code: int, lines: list[str]) -> GunDetectionError:
-    file = folder / "error.json"
-    if file.exists():
-        content = json.loads(file.read_text())
-        kind: type[GunDetectionError] = getattr(errors, content["kind"])
-        return kind(content["message"], reason=content["reason"])
+def _lost(code: int, lines: list[str]) -> GunDetectionError:
     # When one process is killed, the others fail for want of it: both are tried again. What
     # torchrun adds at the end says nothing of the cause.
     causes = [line for line in lines if line.startswith("[rank")] or lines

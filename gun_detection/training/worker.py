@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gun_detection.children import relay_logs, report_error, report_progress
 from gun_detection.datasets.manifest import load_manifest
 from gun_detection.datasets.torch_dataset import DetectionDataset
 from gun_detection.detector.architectures import build_detector, input_size, select_device
@@ -126,29 +127,20 @@ def main(folder: Path) -> None:
     try:
         distributed.start(select_device(settings.device).type)
         if distributed.rank() == 0:
-            logging.getLogger("gun_detection").addHandler(_Relay())
+            relay_logs()
         best, state = run(job, settings, Storage(settings), _print_progress)
         if distributed.rank() == 0:
             save_file(best, folder / "best.safetensors")
             (folder / "state.json").write_text(json.dumps(asdict(state)))
         distributed.stop()
     except GunDetectionError as error:
-        content = {"kind": type(error).__name__, "message": error.message, "reason": error.reason}
-        (folder / "error.json").write_text(json.dumps(content))
+        report_error(folder, error)
         raise
 
 
 def _print_progress(progress: Progress) -> None:
     if distributed.rank() == 0:
-        print(json.dumps({"progress": asdict(progress)}), flush=True)
-
-
-class _Relay(logging.Handler):
-    """Sends what is logged on to the process that started this one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        content = {"name": record.name, "level": record.levelno, "message": record.getMessage()}
-        print(json.dumps({"log": content}), flush=True)
+        report_progress(**asdict(progress))
 
 
 if __name__ == "__main__":

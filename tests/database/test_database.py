@@ -145,6 +145,9 @@ def test_an_empty_database_has_empty_views(session: Session) -> None:
         "current_outcomes",
         "current_detections",
         "unscored_uploads",
+        "outdated_uploads",
+        "scoring_freshness",
+        "quarantine",
         "scoring_summary",
     ):
         assert session.execute(text(f"SELECT * FROM {view}")).all() == []

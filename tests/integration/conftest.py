@@ -15,10 +15,14 @@ from embedded.config import Ports, load_platform, port_variable
 from embedded.stack import Stack
 from gun_detection.errors import NotFoundError
 from gun_detection.settings import Settings
+from gun_detection.storage import Storage
 from tests.integration.receiver import Receiver, receive
 
 # As long as people are waited for in the tests.
 SECONDS_TO_ANSWER = 40
+SOURCES, ENGINE = "GUN_DETECTION_SOURCES_FILE", "GUN_DETECTION_ENGINE"
+# Looked at between the nights; the other bucket is scored when a test says so.
+WATCHED = "watched-uploads"
 APPROVAL_HOURS, WEBHOOK = "GUN_DETECTION_APPROVAL_HOURS", "AIRFLOW_CONN_GUN_DETECTION_WEBHOOK"
 WEBHOOK_PATH = "hooks/T0/secret-of-the-webhook"
 
@@ -46,6 +50,14 @@ def _webhook(port: int) -> str:
     )
 
 
+def _sources(folder: Path) -> str:
+    path = folder / "sources.yaml"
+    path.write_text(f"buckets: [{{bucket: uploads, watch: false}}, {{bucket: {WATCHED}}}]")
+    # Tasks run as another user where this one is root.
+    folder.chmod(0o755)
+    return str(path)
+
+
 @pytest.fixture(scope="session")
 def platform() -> Iterator[RunningPlatform]:
     """Started once (about half a minute); it ends with this process, even when it is killed."""
@@ -59,11 +71,15 @@ def platform() -> Iterator[RunningPlatform]:
                 patch.setenv(port_variable(name), str(port))
             patch.setenv(APPROVAL_HOURS, str(SECONDS_TO_ANSWER / 3600))
             patch.setenv(WEBHOOK, _webhook(receiver.port))
+            patch.setenv(SOURCES, _sources(Path(folder)))
+            # Packages for the others take a minute for each champion.
+            patch.setenv(ENGINE, "eager")
             stack = Stack(load_platform())
             # Made once, while the variables above are there.
             environment = stack.environment
         try:
             stack.up(nullcontext, attached=True)
+            Storage(stack.settings).ensure_bucket(WATCHED)
             with stack.airflow() as airflow:
                 yield RunningPlatform(stack, airflow, stack.settings, environment, receiver)
         finally:

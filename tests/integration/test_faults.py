@@ -49,7 +49,7 @@ def test_a_scoring_run_survives_a_kill(
     pictures = upload_pictures(PICTURES, seed=sum(victim.encode()))
     for picture in pictures:
         storage.put(bucket, prefix + picture.name, picture.data)
-    run_id = platform.airflow.trigger("score_uploads", {"prefix": prefix})
+    run_id = platform.airflow.trigger("score_uploads", {"bucket": bucket, "prefix": prefix})
     wait_for_outcomes(platform, prefix)
     os.kill(platform.stack.supervisor.states()[victim].pid, signal.SIGKILL)
     assert wait(platform, run_id) == "success"

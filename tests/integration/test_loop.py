@@ -22,7 +22,7 @@ def query(platform: RunningPlatform, statement: str) -> list[Any]:
 
 
 def outcomes(platform: RunningPlatform, prefix: str) -> dict[tuple[str, str | None], int]:
-    """By the champion, whichever run wrote them: a promotion starts one of its own."""
+    """By the champion, or by whoever looked at an upload last."""
     rows = query(
         platform,
         "SELECT outcome, reason, COUNT(*) AS total FROM current_outcomes "
@@ -91,11 +91,11 @@ def test_every_upload_gets_one_outcome(platform: RunningPlatform, champion: dict
     }
     for name, data in ({p.name: p.data for p in pictures} | odd).items():
         storage.put(bucket, f"loop/{name}", data)
-    run(platform, "score_uploads", {"prefix": "loop/"})
+    run(platform, "score_uploads", {"bucket": bucket, "prefix": "loop/"})
     expected = {("scored", None): 7, ("quarantined", "NOT_IMAGE"): 1}
     assert outcomes(platform, "loop/") == expected | {("quarantined", "TRUNCATED"): 1}
     before = query(platform, "SELECT * FROM ledger ORDER BY id")
-    again = run(platform, "score_uploads", {"prefix": "loop/"})
+    again = run(platform, "score_uploads", {"bucket": bucket, "prefix": "loop/"})
     assert again["finish"]["planned"] == 0
     assert query(platform, "SELECT * FROM ledger ORDER BY id") == before
     sizes = query(
@@ -130,8 +130,8 @@ def test_a_bucket_that_is_not_there_fails_at_once_and_says_so(
     run_id = platform.airflow.trigger("score_uploads", {"bucket": "no-such-bucket"})
     assert platform.airflow.wait("score_uploads", run_id) == "failed"
     tasks = platform.airflow.task_instances("score_uploads", run_id)
-    assert {t["task_id"]: t["try_number"] for t in tasks}["plan"] == 1
-    assert "no-such-bucket" in platform.airflow.task_log("score_uploads", run_id, "plan")
+    assert {t["task_id"]: t["try_number"] for t in tasks}["survey"] == 1
+    assert "no-such-bucket" in platform.airflow.task_log("score_uploads", run_id, "survey")
 
 
 def test_reports_are_linked_and_shown_to_those_who_signed_in(
@@ -178,7 +178,7 @@ def test_the_loop_goes_round_on_real_pictures(
     files = sorted((shared_data / "guns-seed" / "Images").iterdir())[:8]
     for file in files:
         storage.put(bucket, f"real/{file.name}", file.read_bytes())
-    run(platform, "score_uploads", {"prefix": "real/"})
+    run(platform, "score_uploads", {"bucket": bucket, "prefix": "real/"})
     assert outcomes(platform, "real/") == {("scored", None): 8}
     [row] = query(platform, "SELECT COUNT(*) AS boxes FROM detection")
     assert row.boxes > 0

@@ -56,7 +56,7 @@ def wait_for_question(platform: RunningPlatform, run_id: str) -> str:
 
 
 def wait_for_earlier_runs(platform: RunningPlatform) -> None:
-    """A promotion starts a scoring run of all uploads; one runs at a time."""
+    """One scoring run of a DAG at a time."""
     deadline = time.monotonic() + 600
     while any(
         row["state"] in ("queued", "running") for row in platform.airflow.dag_runs("score_uploads")
@@ -142,6 +142,7 @@ def test_the_verdict_is_shown_to_those_who_signed_in(
     verdict = {"dag_id": "retrain", "run_id": run_id}
     pages = {
         "/models": (None, model),
+        "/scoring": (None, "Scoring"),
         f"/decisions/{champion['gate']['decision_id']}": (None, "passes the gate"),
         f"/cards/{model}": (None, "Intended use"),
         "/verdict": (verdict, model),
@@ -171,7 +172,8 @@ def test_a_run_keeps_its_model_while_the_champion_changes(
         storage.put(bucket, f"pinned/{picture.name}", picture.data)
     before = champion_now(platform)
     wait_for_earlier_runs(platform)
-    run_id = platform.airflow.trigger("score_uploads", {"prefix": "pinned/"})
+    scope = {"bucket": bucket, "prefix": "pinned/"}
+    run_id = platform.airflow.trigger("score_uploads", scope)
     scored = (
         "SELECT DISTINCT l.model_id FROM ledger l JOIN upload u ON u.id = l.upload_id "
         "WHERE u.key LIKE 'pinned/%'"
@@ -187,8 +189,8 @@ def test_a_run_keeps_its_model_while_the_champion_changes(
     assert platform.airflow.xcom("score_uploads", run_id, "finish")["scored"] == len(pictures)
     pinned = rows(platform, "SELECT model_id FROM scoring_run WHERE id LIKE :id", id=f"%{run_id}%")
     assert {row.model_id for row in pinned} == {before}
-    again = run(platform, "score_uploads", {"prefix": "pinned/"})
-    assert again["plan"]
+    again = run(platform, "rescore_uploads", scope)
+    assert again["survey"]["outdated"] == again["finish"]["scored"] == len(pictures)
     assert {row.model_id for row in rows(platform, scored)} == {before, after}
 
 

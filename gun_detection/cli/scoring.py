@@ -1,0 +1,158 @@
+"""Commands that score uploads and look after what could not be scored."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from gun_detection.cli.options import AsJson, Threshold, read_settings
+from gun_detection.cli.output import out, progress, show, show_rows
+
+Bucket = Annotated[str | None, typer.Option(help="Bucket; all that are configured by default.")]
+Prefix = Annotated[str | None, typer.Option(help="Only keys that start with this.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List and say what would be scored, no more.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Score more than the cap without asking.")]
+Model = Annotated[str, typer.Option(help="Model version that scores.")]
+Reasons = Annotated[
+    list[str] | None, typer.Option("--reason", help="Reason code; may be given several times.")
+]
+Run = Annotated[str | None, typer.Option("--run", help="Only what this run quarantined.")]
+
+
+def score(
+    bucket: Bucket = None,
+    prefix: Prefix = None,
+    threshold: Threshold = None,
+    model: Model = "champion",
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score every upload that no model has scored."""
+    _run("new", bucket, prefix, threshold, model, dry_run, yes, as_json)
+
+
+def rescore(
+    bucket: Bucket = None,
+    prefix: Prefix = None,
+    threshold: Threshold = None,
+    model: Model = "champion",
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score with the present champion what an earlier one has scored, the newest first."""
+    _run("rescore", bucket, prefix, threshold, model, dry_run, yes, as_json)
+
+
+def _run(
+    kind: Literal["new", "rescore"],
+    bucket: str | None,
+    prefix: str | None,
+    threshold: float | None,
+    model: str,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    from gun_detection import stages
+
+    settings = read_settings()
+    survey = stages.survey_uploads(settings, kind, bucket, prefix, model)
+    if dry_run:
+        _show_survey(survey, as_json)
+        return
+    limit = None
+    if survey["confirm"] and not yes:
+        _show_survey(survey, as_json=False)
+        if as_json or not typer.confirm(f"Score all {survey['planned']:,}?"):
+            limit = survey["confirm_images"]
+            out.print(f"Scoring the first {limit:,}; --yes scores all.")
+    plan = stages.plan_scoring(settings, survey, bucket, prefix, threshold, limit=limit)
+    with progress("score", as_json) as advance:
+        before = 0
+        for shard_id in plan["shard_ids"]:
+            done = stages.score_shard(
+                settings,
+                shard_id,
+                lambda done, _, before=before: advance(before + done, plan["planned"]),  # type: ignore[misc]
+            )
+            before += done["pictures"]
+    result = stages.finish_scoring(settings, plan["run_id"])
+    show(result, as_json, result["text"])
+
+
+def _show_survey(survey: dict[str, Any], as_json: bool) -> None:
+    hidden = ("text", "confirm", "confirm_images", "confirm_minutes")
+    show({k: v for k, v in survey.items() if k not in hidden}, as_json)
+
+
+quarantine = typer.Typer(help="Uploads that could not be scored, and why.", no_args_is_help=True)
+
+
+@quarantine.command("list")
+def list_quarantine(
+    reasons: Reasons = None,
+    bucket: Bucket = None,
+    prefix: Prefix = None,
+    run: Run = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows, the newest first.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List what is in quarantine, the newest first."""
+    from gun_detection import stages
+
+    rows = stages.list_quarantine(
+        read_settings(), limit, **_conditions(reasons, bucket, prefix, run)
+    )
+    if not as_json:
+        shown = ("upload_id", "bucket", "key", "reason", "tries", "scored_at", "message")
+        rows = [{name: row[name] for name in shown} for row in rows]
+    show_rows(rows, as_json, "Nothing is in quarantine.")
+
+
+@quarantine.command("retry")
+def retry_quarantine(
+    upload_ids: Annotated[
+        list[int] | None, typer.Argument(help="Uploads; or choose by the options.")
+    ] = None,
+    reasons: Reasons = None,
+    bucket: Bucket = None,
+    prefix: Prefix = None,
+    run: Run = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything in quarantine.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have uploads judged anew by the next scoring run."""
+    from gun_detection import stages
+
+    conditions = _conditions(reasons, bucket, prefix, run)
+    if not upload_ids and not any(conditions.values()) and not everything:
+        raise typer.BadParameter("name uploads, choose by an option, or say --all")
+    result = stages.retry_quarantine(read_settings(), upload_ids or (), **conditions)
+    show(result, as_json, f"{result['waiting']} uploads wait for the next run.")
+
+
+@quarantine.command("export")
+def export_quarantine(
+    output: Annotated[Path, typer.Option("--out", help="Folder for the table and the files.")],
+    reasons: Reasons = None,
+    bucket: Bucket = None,
+    prefix: Prefix = None,
+    run: Run = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a table of what is in quarantine, and the files themselves: treat them as hostile."""
+    from gun_detection import stages
+
+    conditions = _conditions(reasons, bucket, prefix, run)
+    result = stages.export_quarantine(read_settings(), output, **conditions)
+    show(result, as_json, f"Wrote {result['rows']} rows and {result['files']} files to {output}.")
+
+
+def _conditions(
+    reasons: list[str] | None, bucket: str | None, prefix: str | None, run: str | None
+) -> dict[str, Any]:
+    return {"reasons": reasons or [], "bucket": bucket, "prefix": prefix or "", "run_id": run}

@@ -1,0 +1,210 @@
+"""What a bucket holds, noted in the database: which uploads are new, changed or there again."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from gun_detection.database import open_engine, open_session
+from gun_detection.database.copying import copy_rows
+from gun_detection.errors import ServiceUnavailableError
+from gun_detection.scoring.inventory import read_inventory
+from gun_detection.scoring.sources import Source
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage, StoredObject
+
+logger = logging.getLogger(__name__)
+
+# Rows of one transaction: large enough for COPY to pay, small enough for memory to stay flat.
+_CHUNK = 20_000
+_LOCK = 0x67756E6C
+
+
+@dataclass
+class Listed:
+    """Counts of one listing: objects of interest, and among them the versions that were not
+    known (`new` keys, `changed` bytes under a known key) or came back (`returned`)."""
+
+    objects: int = 0
+    left_out: int = 0
+    new: int = 0
+    changed: int = 0
+    returned: int = 0
+
+
+def note_uploads(source: Source, settings: Settings, storage: Storage, *, wait: bool) -> Listed:
+    """List a source and note every upload in it.
+
+    Whoever lists a bucket does so alone, so that an older listing never overtakes a newer one;
+    without `wait` a listing that is under way raises `ServiceUnavailableError` (LISTING_HELD).
+    """
+    counts = Listed()
+    with _alone(source.bucket, settings, wait=wait):
+        wanted = _wanted(_objects(source, storage), source, counts)
+        while chunk := list(islice(wanted, _CHUNK)):
+            with open_session(settings) as session:
+                _note(session, source.bucket, chunk, counts)
+    logger.info(
+        "s3://%s/%s: %d objects, %d of them new, %d changed, %d there again, %d left out",
+        source.bucket,
+        source.prefix,
+        counts.objects,
+        counts.new,
+        counts.changed,
+        counts.returned,
+        counts.left_out,
+    )
+    return counts
+
+
+def note_objects(bucket: str, objects: Iterable[StoredObject], settings: Settings) -> Listed:
+    """Note uploads that somebody told of, as a queue of events does."""
+    counts = Listed()
+    remaining = iter(objects)
+    with _alone(bucket, settings, wait=True):
+        while chunk := list(islice(remaining, _CHUNK)):
+            counts.objects += len(chunk)
+            with open_session(settings) as session:
+                _note(session, bucket, chunk, counts)
+    return counts
+
+
+def _objects(source: Source, storage: Storage) -> Iterator[StoredObject]:
+    if source.inventory is not None:
+        listed = read_inventory(storage, source.inventory, bucket=source.bucket)
+        return (item for item in listed if item.key.startswith(source.prefix))
+    return (
+        item for prefix in source.prefixes() for item in storage.list_objects(source.bucket, prefix)
+    )
+
+
+def _wanted(
+    objects: Iterable[StoredObject], source: Source, counts: Listed
+) -> Iterator[StoredObject]:
+    for item in objects:
+        if "\0" in item.key:
+            # No request can name it, and PostgreSQL cannot hold it.
+            logger.warning("left out %r: a key with a NUL cannot be read", item.key)
+        elif source.wants(item.key):
+            counts.objects += 1
+            yield item
+            continue
+        counts.left_out += 1
+
+
+@contextmanager
+def _alone(bucket: str, settings: Settings, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a bucket's listing; it goes with the connection when this process dies."""
+    name = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
+    arguments = {"lock": _LOCK, "bucket": bucket}
+    with open_engine(settings).connect() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        got = connection.scalar(text(f"SELECT {name}(:lock, hashtext(:bucket))"), arguments)
+        if got is False:
+            raise ServiceUnavailableError(
+                f"{bucket} is being listed by somebody else", reason="LISTING_HELD"
+            )
+        try:
+            yield
+        finally:
+            connection.execute(
+                text("SELECT pg_advisory_unlock(:lock, hashtext(:bucket))"), arguments
+            )
+
+
+def _note(session: Session, bucket: str, chunk: list[StoredObject], counts: Listed) -> None:
+    """Bring the table up to what this part of a listing shows."""
+    session.execute(_LISTED)
+    columns = ("key", "etag", "size", "uploaded_at")
+    rows = ((item.key, item.etag, item.size, item.last_modified) for item in chunk)
+    copy_rows(session, "listed", columns, rows)
+    session.execute(_SEEN, {"bucket": bucket})
+    found = session.execute(_COUNTS).one()
+    for statement in (_SUPERSEDE, _INSERT, _RESTORE):
+        session.execute(statement, {"bucket": bucket} if statement is _INSERT else {})
+    there_again = session.execute(_THERE_AGAIN).scalar_one()
+    counts.new += found.new
+    counts.changed += found.changed
+    counts.returned += found.returned + there_again
+
+
+_LISTED = text(
+    """
+    CREATE TEMP TABLE listed (key text, etag text, size bigint, uploaded_at timestamptz)
+    ON COMMIT DROP
+    """
+)
+
+# What is current under the listed keys, and which version the listing shows. A subquery with a
+# limit, and an array of ids below, are looked up one by one whatever PostgreSQL expects of a join,
+# which may be to read all of a table for each part of a listing.
+_SEEN = text(
+    """
+    CREATE TEMP TABLE seen ON COMMIT DROP AS
+    SELECT DISTINCT ON (l.key) l.*, c.id AS current_id,
+           CASE WHEN c.etag = l.etag THEN c.id ELSE (
+               SELECT u.id FROM upload u
+               WHERE u.bucket = :bucket AND u.key = l.key AND u.etag = l.etag
+           ) END AS known_id
+    FROM listed l LEFT JOIN LATERAL (
+        SELECT id, etag FROM upload
+        WHERE bucket = :bucket AND key = l.key AND current LIMIT 1
+    ) c ON true
+    ORDER BY l.key, l.uploaded_at DESC
+    """
+)
+
+_COUNTS = text(
+    """
+    SELECT COUNT(*) FILTER (WHERE known_id IS NULL AND current_id IS NULL) AS new,
+           COUNT(*) FILTER (WHERE known_id IS DISTINCT FROM current_id
+                            AND current_id IS NOT NULL) AS changed,
+           COUNT(*) FILTER (WHERE known_id IS NOT NULL AND current_id IS NULL) AS returned
+    FROM seen
+    """
+)
+
+_SUPERSEDE = text(
+    """
+    UPDATE upload SET current = false, pending = false
+    WHERE id = ANY(ARRAY(SELECT current_id FROM seen WHERE current_id IS DISTINCT FROM known_id))
+    """
+)
+
+_INSERT = text(
+    """
+    INSERT INTO upload (bucket, key, etag, size, uploaded_at)
+    SELECT :bucket, key, etag, size, uploaded_at FROM seen
+    WHERE known_id IS NULL ORDER BY uploaded_at, key
+    """
+)
+
+# Bytes that were overwritten and are back: they keep the outcome that they have.
+_RESTORE = text(
+    """
+    UPDATE upload SET
+        current = true, uploaded_at = s.uploaded_at,
+        pending = NOT EXISTS (SELECT FROM ledger l WHERE l.upload_id = upload.id AND NOT l.stale)
+    FROM seen s WHERE s.known_id = upload.id
+    AND id = ANY(ARRAY(SELECT known_id FROM seen WHERE known_id IS DISTINCT FROM current_id))
+    """
+)
+
+# What was gone when it was to be read, and is listed again, has no true outcome yet.
+_THERE_AGAIN = text(
+    """
+    WITH again AS (
+        UPDATE ledger SET stale = true
+        WHERE upload_id = ANY(ARRAY(SELECT known_id FROM seen))
+        AND reason IN ('OBJECT_MISSING', 'OBJECT_CHANGED') AND NOT stale
+        RETURNING upload_id
+    ), waiting AS (
+        UPDATE upload SET pending = true WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
+    )
+    SELECT COUNT(DISTINCT upload_id) FROM again
+    """
+)

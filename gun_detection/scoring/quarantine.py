@@ -1,0 +1,128 @@
+"""Pictures that have no detections because they could not be used: list them, try them again,
+take them out."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from gun_detection.errors import GunDetectionError
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row of the view `quarantine`: the present outcome of the newest version of a key."""
+
+    upload_id: int
+    bucket: str
+    key: str
+    reason: str
+    message: str | None
+    sha256: str | None
+    tries: int
+    first_seen_at: datetime
+    scored_at: datetime
+    run_id: str
+
+
+def list_quarantine(
+    session: Session,
+    *,
+    reasons: Sequence[str] = (),
+    bucket: str | None = None,
+    prefix: str = "",
+    run_id: str | None = None,
+    limit: int | None = None,
+) -> list[Quarantined]:
+    """The newest first; without conditions all of them."""
+    rows = session.execute(
+        text(
+            """
+            SELECT upload_id, bucket, key, reason, message, sha256, tries,
+                   first_seen_at, scored_at, run_id
+            FROM quarantine
+            WHERE (CAST(:reasons AS text[]) = '{}' OR reason = ANY(CAST(:reasons AS text[])))
+            AND (CAST(:bucket AS text) IS NULL OR bucket = :bucket)
+            AND starts_with(key, :prefix)
+            AND (CAST(:run AS text) IS NULL OR run_id = :run)
+            ORDER BY scored_at DESC, upload_id DESC LIMIT :limit
+            """
+        ),
+        {
+            "reasons": list(reasons),
+            "bucket": bucket,
+            "prefix": prefix,
+            "run": run_id,
+            "limit": limit,
+        },
+    )
+    return [Quarantined(**row) for row in rows.mappings()]
+
+
+def retry(session: Session, upload_ids: Sequence[int]) -> int:
+    """Have these judged anew by the next run; how many there were.
+
+    What they have now stays until then, and the count of tries goes on.
+    """
+    found = session.execute(
+        text(
+            """
+            WITH again AS (
+                UPDATE ledger SET stale = true FROM upload u
+                WHERE u.id = ledger.upload_id AND u.current
+                AND ledger.upload_id = ANY(:ids) AND ledger.outcome = 'quarantined'
+                RETURNING ledger.upload_id
+            ), waiting AS (
+                UPDATE upload SET pending = true WHERE id IN (SELECT upload_id FROM again)
+            )
+            SELECT COUNT(DISTINCT upload_id) FROM again
+            """
+        ),
+        {"ids": list(upload_ids)},
+    )
+    return int(found.scalar_one())
+
+
+def export(
+    rows: Sequence[Quarantined], folder: Path, settings: Settings, storage: Storage
+) -> tuple[int, int]:
+    """Write `quarantine.csv` and the files themselves, for a look at what was uploaded.
+
+    (files written, objects that are gone.) Keys are never paths: a file is named by the sha256
+    of its bytes, and the table says which key it had. Treat the files as hostile.
+    """
+    files = folder / "files"
+    files.mkdir(parents=True, exist_ok=True)
+    written = gone = 0
+    with (folder / "quarantine.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*Quarantined.__dataclass_fields__, "file"])
+        for row in rows:
+            try:
+                data = storage.get(row.bucket, row.key, max_bytes=settings.max_image_bytes)
+            except GunDetectionError as error:
+                if error.reason not in ("OBJECT_MISSING", "TOO_LARGE"):
+                    raise
+                name, gone = "", gone + 1
+            else:
+                name = hashlib.sha256(data).hexdigest()
+                (files / name).write_bytes(data)
+                written += 1
+            table.writerow([*(_cell(value) for value in asdict(row).values()), name])
+    return written, gone
+
+
+def _cell(value: object) -> object:
+    """Text that no spreadsheet takes for a formula, and no reader for two lines."""
+    if not isinstance(value, str):
+        return value
+    quoted = json.dumps(value, ensure_ascii=False)[1:-1]
+    return "'" + quoted if quoted.startswith(("=", "+", "-", "@")) else quoted

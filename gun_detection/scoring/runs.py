@@ -1,0 +1,114 @@
+"""The end of a run: its counts, its figures, and whether it may call itself finished."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from gun_detection.database import open_session
+from gun_detection.database.models import LedgerEntry, ScoringRun, Shard
+from gun_detection.errors import FailureBudgetError, NotFoundError
+from gun_detection.scoring.stats import combine
+from gun_detection.settings import Settings
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The counts of a run; `reasons` counts the quarantined by reason code, `stats` are the
+    figures of its shards together (see `stats.combine`)."""
+
+    run_id: str
+    kind: str
+    model_id: str
+    planned: int
+    left_over: int
+    scored: int
+    quarantined: int
+    detections: int
+    reasons: dict[str, int]
+    stats: dict[str, Any] | None
+
+
+def summarize_run(session: Session, run_id: str) -> RunSummary:
+    """The counts of a run; raises `NotFoundError`."""
+    row = session.execute(
+        text("SELECT * FROM scoring_summary WHERE run_id = :run"), {"run": run_id}
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no scoring run {run_id!r}")
+    reasons = session.execute(
+        select(LedgerEntry.reason, func.count())
+        .where(LedgerEntry.run_id == run_id, LedgerEntry.reason.is_not(None))
+        .group_by(LedgerEntry.reason)
+        .order_by(LedgerEntry.reason)
+    )
+    shards = session.scalars(select(Shard.stats).where(Shard.run_id == run_id))
+    return RunSummary(
+        run_id=run_id,
+        kind=row.kind,
+        model_id=row.model_id,
+        planned=row.planned,
+        left_over=row.left_over,
+        scored=row.scored,
+        quarantined=row.quarantined,
+        detections=row.detections,
+        reasons={str(reason): count for reason, count in reasons},
+        stats=combine([stats for stats in shards if stats]),
+    )
+
+
+def finish_run(run_id: str, settings: Settings) -> RunSummary:
+    """Close a run whose shards are done.
+
+    Raises `FailureBudgetError` when an upload has no outcome or too many are in quarantine;
+    everything good is kept either way.
+    """
+    with open_session(settings) as session:
+        missing = _without_outcome(session, run_id)
+        summary = summarize_run(session, run_id)
+        budget = settings.scoring_failure_budget * (summary.scored + summary.quarantined)
+        # A handful of bad files among few uploads is no sign of a broken night.
+        over = summary.quarantined > max(budget, settings.scoring_failure_count)
+        session.execute(
+            update(ScoringRun)
+            .where(ScoringRun.id == run_id)
+            .values(
+                state="failed" if missing or over else "finished",
+                finished_at=func.now(),
+                stats=summary.stats,
+            )
+        )
+    if missing:
+        raise FailureBudgetError(
+            f"{missing} of {summary.planned} uploads of run {run_id} have no outcome: "
+            "look at its failed shards and trigger the run again",
+            reason="UPLOADS_MISSED",
+        )
+    if over:
+        raise FailureBudgetError(
+            f"{summary.quarantined} of {summary.planned} uploads of run {run_id} are in quarantine "
+            f"({summary.reasons}), more than the budget of {settings.scoring_failure_budget:.0%}: "
+            "look at what was uploaded (`gun-detection quarantine list`)"
+        )
+    return summary
+
+
+def _without_outcome(session: Session, run_id: str) -> int:
+    """Uploads without an outcome, and those of unfinished shards that were to be judged anew."""
+    count: int = session.execute(
+        text(
+            """
+            SELECT COUNT(*) FROM shard s
+            JOIN scoring_run r ON r.id = s.run_id
+            CROSS JOIN LATERAL unnest(s.upload_ids) AS u(upload_id)
+            WHERE s.run_id = :run AND NOT EXISTS (
+                SELECT FROM ledger l
+                WHERE l.upload_id = u.upload_id AND l.model_id = r.model_id
+                AND NOT (l.stale AND s.finished_at IS NULL)
+            )
+            """
+        ),
+        {"run": run_id},
+    ).scalar_one()
+    return count

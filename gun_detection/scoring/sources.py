@@ -1,0 +1,123 @@
+"""Where uploads come from: buckets, each with its own prefix, patterns, partitions and caps."""
+
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gun_detection.errors import SettingsError
+from gun_detection.settings import Settings
+
+
+class Source(BaseModel):
+    """One bucket, or a part of one, that is scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bucket: str = Field(min_length=1, description="Name of the bucket.")
+    prefix: str = Field("", description="Only keys that start with this.")
+    include: tuple[str, ...] = Field(
+        (), description="Patterns like `*.jpg`, of which a key matches at least one; none: all."
+    )
+    exclude: tuple[str, ...] = Field((), description="Patterns of keys that are left out.")
+    partitions: str | None = Field(
+        None,
+        description="What follows the prefix in buckets that are laid out by date, as `strftime` "
+        "writes it, for example `%Y/%m/%d/`: only the newest days are listed.",
+    )
+    days: int = Field(3, gt=0, description="How many days of partitions are listed.")
+    inventory: str | None = Field(
+        None,
+        description="A listing instead of paging, for buckets too large for it: the `s3://` "
+        "address of an S3 Inventory (its newest is taken), of a CSV or of a Parquet file.",
+    )
+    queue: str | None = Field(
+        None, description="URL of the SQS queue that gets this bucket's event notifications."
+    )
+    watch: bool = Field(
+        True, description="Whether it is listed between the nights, to score uploads at once."
+    )
+    images_per_run: int | None = Field(
+        None, gt=0, description="Most pictures of this bucket in one run; the rest waits."
+    )
+
+    def wants(self, key: str) -> bool:
+        """Whether the patterns let this key through; letters in capitals are other letters."""
+        if self.include and not any(fnmatchcase(key, pattern) for pattern in self.include):
+            return False
+        return not any(fnmatchcase(key, pattern) for pattern in self.exclude)
+
+    def prefixes(self, now: datetime | None = None) -> list[str]:
+        """What is listed: the prefix, or one for each day up to tomorrow, as clocks differ."""
+        if self.partitions is None:
+            return [self.prefix]
+        today = now or datetime.now(UTC)
+        days = [today + timedelta(days=offset) for offset in range(1 - self.days, 2)]
+        return sorted({self.prefix + day.strftime(self.partitions) for day in days})
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    buckets: list[Source] = Field(min_length=1)
+
+
+def load_sources(settings: Settings) -> list[Source]:
+    """The configured sources; raises `SettingsError` that says where the file is wrong."""
+    path = settings.sources_file
+    if path is None:
+        return [Source(bucket=settings.uploads_bucket)]
+    try:
+        content = yaml.safe_load(path.read_text())
+        sources = _File.model_validate(content).buckets
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"GUN_DETECTION_SOURCES_FILE {path} cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise SettingsError(
+            f"GUN_DETECTION_SOURCES_FILE {path}: {where}: {first['msg']}"
+        ) from error
+    _refuse(sources, settings, path)
+    return sources
+
+
+def choose_sources(
+    sources: list[Source], bucket: str | None = None, prefix: str | None = None
+) -> list[Source]:
+    """The sources of a run: all, those of one bucket, or a part of one bucket by its prefix.
+
+    A bucket that is not configured is taken whole. A prefix is listed itself, by paging, whatever
+    the partitions or the inventory of its source are. Raises `SettingsError` for a prefix without
+    a bucket where there are several.
+    """
+    chosen = [source for source in sources if bucket in (None, source.bucket)]
+    if not chosen:
+        assert bucket is not None
+        chosen = [Source(bucket=bucket)]
+    if not prefix:
+        return chosen
+    if len({source.bucket for source in chosen}) > 1:
+        names = ", ".join(sorted({source.bucket for source in chosen}))
+        raise SettingsError(f"a prefix needs a bucket: choose one of {names}")
+    near = [s for s in chosen if prefix.startswith(s.prefix)] or [Source(bucket=chosen[0].bucket)]
+    longest = max(near, key=lambda source: len(source.prefix))
+    change = {"prefix": prefix, "partitions": None, "inventory": None}
+    return [longest.model_copy(update=change)]
+
+
+def _refuse(sources: list[Source], settings: Settings, path: Path) -> None:
+    """Two sources that share keys would each count them; the data bucket is no upload."""
+    for number, source in enumerate(sources):
+        if source.bucket == settings.data_bucket:
+            raise SettingsError(f"{path}: {source.bucket} is the data bucket: it is not scored")
+        for other in sources[:number]:
+            shares = source.prefix.startswith(other.prefix) or other.prefix.startswith(
+                source.prefix
+            )
+            if source.bucket == other.bucket and shares:
+                raise SettingsError(
+                    f"{path}: {source.bucket} is named twice with prefixes that overlap, "
+                    f"{source.prefix!r} and {other.prefix!r}: give each its own"
+                )

@@ -1,0 +1,122 @@
+"""Scores a shard in a process of its own, and starts the next when that one dies.
+
+A picture can kill what looks at it (a crash in native code, more memory than there is). The
+process that died is followed by one that is careful, and a picture of which two die alone is
+quarantined; the shard goes on. See `leases` for how it is told.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+
+from gun_detection.children import reported_error, run_child
+from gun_detection.database import open_session
+from gun_detection.database.models import LedgerEntry, ScoringRun, Shard
+from gun_detection.errors import TerminalError, TransientError
+from gun_detection.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_LAST_LINES = 15
+# Beyond this it is not the pictures.
+_MOST_CONDEMNED = 5
+# Deaths in a row after which nothing has changed.
+_MOST_IDLE = 2
+
+
+def score_shard(
+    settings: Settings,
+    shard_id: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    take_over: bool = False,
+) -> dict[str, Any]:
+    """Score what is left to do in one shard; its figures (`stats.Meter.stats`).
+
+    Raises what the worker raised; `TransientError` when it dies before it gets anywhere, and
+    `TerminalError` when it dies of more pictures than can be bad.
+    """
+    idle = 0
+    state = _state(shard_id, settings)
+    while True:
+        with tempfile.TemporaryDirectory(prefix="gun-detection-scoring-") as name:
+            folder = Path(name)
+            code, lines = run_child(
+                _command(folder, shard_id, take_over=take_over),
+                folder,
+                _environment(settings),
+                lambda progress: on_progress(progress["done"], progress["total"]),
+            )
+            if (folder / "result.json").exists():
+                result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+                return result
+            error = reported_error(folder)
+        if error is not None:
+            raise error
+        before, state = state, _state(shard_id, settings)
+        idle = idle + 1 if state == before else 0
+        end = "\n".join(lines[-_LAST_LINES:])
+        message = f"the process that scores shard {shard_id} died ({_cause(code)})"
+        logger.warning("%s; the end of its log:\n%s", message, end)
+        if idle >= _MOST_IDLE:
+            raise TransientError(
+                f"{message} before it got anywhere; the end of its log:\n{end}",
+                reason="WORKER_LOST",
+            )
+        if state.condemned > _MOST_CONDEMNED:
+            raise TerminalError(
+                f"{message}, after {state.condemned} pictures were quarantined as CRASHED: this "
+                f"is more than bad pictures; the end of its log:\n{end}",
+                reason="WORKER_CRASHES",
+            )
+        take_over = True
+
+
+class _State(tuple[int, int | None, int, int]):
+    """(outcomes, suspect, its crashes, condemned) of a shard: whether an attempt got anywhere."""
+
+    __slots__ = ()
+
+    @property
+    def condemned(self) -> int:
+        return self[3]
+
+
+def _state(shard_id: int, settings: Settings) -> _State:
+    with open_session(settings) as session:
+        shard = session.get(Shard, shard_id)
+        if shard is None:
+            return _State((0, None, 0, 0))
+        run = session.get_one(ScoringRun, shard.run_id)
+        mine = (
+            LedgerEntry.model_id == run.model_id,
+            LedgerEntry.upload_id.in_(select(func.unnest(shard.upload_ids))),
+            LedgerEntry.stale.is_(False),
+        )
+        condemned = func.count().filter(LedgerEntry.reason == "CRASHED")
+        done, crashed = session.execute(select(func.count(), condemned).where(*mine)).one()
+        return _State((done, shard.suspect_id, shard.suspect_crashes, crashed))
+
+
+def _command(folder: Path, shard_id: int, *, take_over: bool) -> list[str]:
+    module = [sys.executable, "-m", "gun_detection.scoring.worker", str(folder), str(shard_id)]
+    return [*module, "--take-over"] if take_over else module
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Several threads look at a picture each: threads within one would only get in their way."""
+    return {"OMP_NUM_THREADS": "1"} | dict(os.environ) | settings.to_environment()
+
+
+def _cause(code: int) -> str:
+    if code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"

@@ -1,0 +1,77 @@
+"""The process that scores one shard.
+
+`python -m gun_detection.scoring.worker FOLDER SHARD_ID [--take-over]` leaves `result.json` in the
+folder, or `error.json`; one that leaves neither has crashed, and `supervise` starts the next.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from sqlalchemy import select
+
+from gun_detection.children import relay_logs, report_error, report_progress
+from gun_detection.database import open_session
+from gun_detection.database.models import ModelVersion, ScoringRun, Shard
+from gun_detection.errors import (
+    GunDetectionError,
+    NotFoundError,
+    StaleAttemptError,
+    TransientError,
+    explain_os_error,
+)
+from gun_detection.reading import Reader
+from gun_detection.release.packages import open_engine
+from gun_detection.scoring.leases import claim_shard, give_up
+from gun_detection.scoring.pipeline import score_shard
+from gun_detection.settings import Settings, load_settings
+from gun_detection.storage import Storage
+
+
+def run(shard_id: int, settings: Settings, *, take_over: bool) -> dict[str, object]:
+    """Score what is left of a shard; its figures."""
+    with open_session(settings) as session:
+        pinned = (
+            select(ModelVersion)
+            .join(ScoringRun, ScoringRun.model_id == ModelVersion.id)
+            .join(Shard, Shard.run_id == ScoringRun.id)
+            .where(Shard.id == shard_id)
+        )
+        model = session.scalar(pinned)
+    if model is None:
+        raise NotFoundError(f"there is no shard {shard_id}")
+    engine = open_engine(model, settings, Storage(settings))
+    # The lease begins when the work does, not while weights are read.
+    lease = claim_shard(shard_id, settings, take_over=take_over)
+    try:
+        return score_shard(
+            lease,
+            engine,
+            settings,
+            Reader(settings),
+            lambda done, total: report_progress(done=done, total=total),
+        )
+    except StaleAttemptError:
+        raise
+    except (GunDetectionError, OSError):
+        give_up(lease, settings)
+        raise
+
+
+def main(arguments: list[str]) -> None:
+    """The program; its exit code tells nothing, what it leaves behind does."""
+    folder, shard_id = Path(arguments[0]), int(arguments[1])
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    relay_logs()
+    try:
+        stats = run(shard_id, load_settings(), take_over="--take-over" in arguments)
+        (folder / "result.json").write_text(json.dumps(stats))
+    except GunDetectionError as error:
+        report_error(folder, error)
+    except OSError as error:
+        report_error(folder, TransientError(explain_os_error(error), reason="OS_ERROR"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

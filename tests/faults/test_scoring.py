@@ -1,0 +1,265 @@
+"""Processes, servers and pictures that fail while a shard is scored.
+
+After each: every planned upload has exactly one outcome by the pinned model, with the detections
+of an undisturbed run, nothing doubled and nothing lost.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from embedded.config import REPOSITORY
+from gun_detection.database import open_session
+from gun_detection.errors import (
+    ServiceUnavailableError,
+    StaleAttemptError,
+    TerminalError,
+    TransientError,
+)
+from gun_detection.images import DecodeLimits, decode
+from gun_detection.scoring import pipeline, supervise
+from gun_detection.scoring.leases import claim_shard
+from gun_detection.scoring.plan import Plan
+from gun_detection.scoring.runs import finish_run
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from tests.scoring.conftest import count, picture, rows, upload
+from tests.scoring.simulated import Simulated, found
+
+PICTURES = 90
+POINTS = ("lease", "read", "decode", "infer", "copy", "upsert", "written", "acknowledge")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)
+
+Planned = Callable[..., Plan]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    """Different pictures, two copies, and one that is none."""
+    made = {f"n{seed:02}": picture(seed) for seed in range(PICTURES - 3)}
+    return made | {"copy": made["n00"], "twin": made["n01"], "words": b"words"}
+
+
+@pytest.fixture
+def shard(plan: Planned, settings: Settings, storage: Storage, pictures: dict[str, bytes]) -> int:
+    upload(storage, settings, **pictures)
+    [shard_id] = plan().shard_ids
+    return shard_id
+
+
+@pytest.fixture(autouse=True)
+def drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervised process is the one of `driver`."""
+
+    def command(folder: Path, shard_id: int, *, take_over: bool) -> list[str]:
+        module = [sys.executable, "-m", "tests.faults.driver", str(folder), str(shard_id)]
+        return [*module, "--take-over"] if take_over else module
+
+    monkeypatch.setattr(supervise, "_command", command)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+def check(settings: Settings, pictures: dict[str, bytes]) -> None:
+    """Exactly one outcome for each, and the detections of an undisturbed run."""
+    limits = DecodeLimits.from_settings(settings)
+    expected = {
+        f"{name}.jpg": found(decode(data, limits).pixels)
+        for name, data in pictures.items()
+        if name != "words"
+    }
+    stored = rows(
+        settings,
+        "SELECT u.key, l.outcome, d.x1, d.y1, d.x2, d.y2, d.score FROM upload u "
+        "JOIN ledger l ON l.upload_id = u.id LEFT JOIN detection d ON d.ledger_id = l.id "
+        "ORDER BY u.key, d.id",
+    )
+    assert rows(settings, "SELECT COUNT(*), COUNT(DISTINCT upload_id) FROM ledger") == [
+        (len(pictures), len(pictures))
+    ]
+    for key, detections in expected.items():
+        mine = [row[2:] for row in stored if row[0] == key and row[2] is not None]
+        table = np.array(mine, np.float32).reshape(-1, 5)
+        assert np.array_equal(table[:, :4], detections.boxes), key
+        assert np.array_equal(table[:, 4], detections.scores), key
+    assert [row[1] for row in stored if row[0] == "words.jpg"] == ["quarantined"]
+    assert count(settings, "unscored_uploads") == 0
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_worker_that_dies_is_followed_by_one_that_ends_its_work(
+    shard: int,
+    settings: Settings,
+    pictures: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+    number: signal.Signals,
+) -> None:
+    marker = tmp_path / "died"
+    # In the middle of the shard, where there is one.
+    nth = {"read": 40, "decode": 40, "infer": 40, "copy": 2, "upsert": 2, "written": 2}.get(
+        point, 1
+    )
+    fault = {"point": point, "signal": number, "nth": nth, "marker": str(marker)}
+    monkeypatch.setenv("FAULT", json.dumps(fault))
+    supervise.score_shard(settings, shard)
+    assert marker.exists(), "nothing died"
+    check(settings, pictures)
+    [(run_id, attempt)] = rows(settings, "SELECT run_id, attempt FROM shard")
+    assert attempt == 2
+    assert finish_run(run_id, settings).scored == PICTURES - 1
+
+
+def test_a_picture_that_kills_is_quarantined_and_the_shard_goes_on(
+    shard: int,
+    settings: Settings,
+    pictures: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = decode(pictures["n30"], DecodeLimits.from_settings(settings)).pixels
+    monkeypatch.setenv("POISON", hashlib.sha256(pixels.tobytes()).hexdigest())
+    supervise.score_shard(settings, shard)
+    assert rows(
+        settings,
+        "SELECT u.key, l.reason, l.sha256 FROM ledger l JOIN upload u ON "
+        "u.id = l.upload_id WHERE l.reason <> 'NOT_IMAGE'",
+    ) == [("n30.jpg", "CRASHED", hashlib.sha256(pictures["n30"]).hexdigest())]
+    assert count(settings, "ledger") == PICTURES
+    assert rows(settings, "SELECT attempt FROM shard") == [(4,)], "three deaths, then the end"
+
+
+def test_a_worker_that_dies_before_it_gets_anywhere_is_not_started_for_ever(
+    shard: int, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        supervise,
+        "_command",
+        lambda *_, **__: [sys.executable, "-c", "import sys; sys.exit('no such driver')"],
+    )
+    with pytest.raises(TransientError, match=r"exit code 1(.|\n)*no such driver") as caught:
+        supervise.score_shard(settings, shard)
+    assert caught.value.reason == "WORKER_LOST"
+    assert count(settings, "ledger") == 0
+
+
+def test_a_worker_that_dies_of_every_picture_is_no_matter_of_pictures(
+    shard: int, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "_MOST_CONDEMNED", 1)
+    monkeypatch.setenv("POISON", "*")
+    with pytest.raises(TerminalError, match="more than bad pictures"):
+        supervise.score_shard(settings, shard)
+
+
+def test_what_the_worker_raises_is_raised_and_its_lease_is_free(
+    shard: int, settings: Settings, storage: Storage
+) -> None:
+    missing = settings.model_copy(
+        update={"s3_secret_access_key": type(settings.s3_secret_access_key)("wrong")}
+    )
+    with pytest.raises(TerminalError) as caught:
+        supervise.score_shard(missing, shard)
+    assert caught.value.reason == "ACCESS_DENIED"
+    assert rows(settings, "SELECT lease_until, crashes FROM shard") == [(None, 0)]
+
+
+def test_the_whole_task_is_killed_and_the_next_ends_its_work(
+    shard: int, settings: Settings, pictures: dict[str, bytes]
+) -> None:
+    code = (
+        "from gun_detection.scoring import supervise; import sys; "
+        "supervise._command = lambda folder, shard, *, take_over: [sys.executable, '-m', "
+        "'tests.faults.driver', str(folder), str(shard), '--take-over']; "
+        "from gun_detection.settings import load_settings; "
+        f"supervise.score_shard(load_settings(), {shard})"
+    )
+    task = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
+    deadline = time.monotonic() + 60
+    while not rows(settings, "SELECT 1 FROM shard WHERE attempt > 0"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    task.kill()
+    task.wait()
+    supervise.score_shard(settings, shard, take_over=True)
+    check(settings, pictures)
+
+
+def test_two_attempts_alive_write_everything_once(
+    shard: int, settings: Settings, storage: Storage, pictures: dict[str, bytes]
+) -> None:
+    first = claim_shard(shard, settings)
+    errors: list[BaseException] = []
+
+    def zombie() -> None:
+        try:
+            pipeline.score_shard(first, Simulated(seconds=0.3, streams=1), settings, storage)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=zombie)
+    thread.start()
+    time.sleep(1.0)
+    supervise.score_shard(settings, shard, take_over=True)
+    thread.join(60)
+    assert [type(error) for error in errors] == [StaleAttemptError]
+    check(settings, pictures)
+
+
+def test_a_database_that_restarts_loses_nothing(
+    shard: int,
+    settings: Settings,
+    storage: Storage,
+    pictures: dict[str, bytes],
+) -> None:
+    """Every connection is cut again and again while the shard is written."""
+    stop = threading.Event()
+
+    def cut() -> None:
+        while not stop.wait(0.3):
+            with open_session(settings) as session:
+                session.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                )
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    try:
+        for attempt in range(20):
+            try:
+                supervise.score_shard(settings, shard, take_over=attempt > 0)
+                break
+            except ServiceUnavailableError:
+                continue
+    finally:
+        stop.set()
+        thread.join()
+    supervise.score_shard(settings, shard, take_over=True)
+    check(settings, pictures)
+
+
+def test_objects_that_are_replaced_or_deleted_meanwhile_have_an_outcome(
+    shard: int, settings: Settings, storage: Storage
+) -> None:
+    storage.delete(settings.uploads_bucket, "n05.jpg")
+    upload(storage, settings, n06=b"other bytes")
+    supervise.score_shard(settings, shard)
+    assert rows(
+        settings,
+        "SELECT key, reason FROM quarantine WHERE key IN ('n05.jpg', 'n06.jpg') ORDER BY key",
+    ) == [("n05.jpg", "OBJECT_MISSING"), ("n06.jpg", "OBJECT_CHANGED")]
+    assert count(settings, "ledger") == PICTURES

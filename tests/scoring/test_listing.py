@@ -1,0 +1,135 @@
+"""What listings leave in the database: new, changed, restored and vanished uploads."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from gun_detection.errors import ServiceUnavailableError
+from gun_detection.scoring import listing
+from gun_detection.scoring.listing import Listed, note_objects, note_uploads
+from gun_detection.scoring.sources import Source
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage, StoredObject
+from tests.scoring.conftest import rows
+
+
+@pytest.fixture
+def note(settings: Settings, storage: Storage) -> Callable[..., Listed]:
+    def listed(**changes: object) -> Listed:
+        source = Source(bucket=settings.uploads_bucket).model_copy(update=changes)
+        return note_uploads(source, settings, storage, wait=True)
+
+    return listed
+
+
+def put(storage: Storage, settings: Settings, key: str, data: bytes) -> None:
+    storage.put(settings.uploads_bucket, key, data)
+
+
+def state(settings: Settings) -> list[tuple[object, ...]]:
+    return rows(settings, "SELECT key, size, current, pending FROM upload ORDER BY id")
+
+
+def test_objects_are_noted_once(
+    note: Callable[..., Listed], settings: Settings, storage: Storage
+) -> None:
+    put(storage, settings, "a", b"1")
+    put(storage, settings, "b", b"22")
+    assert note() == Listed(objects=2, new=2)
+    assert note() == Listed(objects=2)
+    assert state(settings) == [("a", 1, True, True), ("b", 2, True, True)]
+
+
+def test_other_bytes_under_a_key_supersede_the_former(
+    note: Callable[..., Listed], settings: Settings, storage: Storage
+) -> None:
+    put(storage, settings, "a", b"1")
+    note()
+    put(storage, settings, "a", b"22")
+    assert note() == Listed(objects=1, changed=1)
+    assert state(settings) == [("a", 1, False, False), ("a", 2, True, True)]
+
+
+def test_bytes_that_come_back_are_current_again(
+    note: Callable[..., Listed], settings: Settings, storage: Storage
+) -> None:
+    for data in (b"1", b"22", b"1"):
+        put(storage, settings, "a", data)
+        note()
+    assert state(settings) == [("a", 1, True, True), ("a", 2, False, False)]
+    assert note() == Listed(objects=1)
+
+
+def test_patterns_and_partitions_leave_out_what_is_not_wanted(
+    note: Callable[..., Listed], settings: Settings, storage: Storage
+) -> None:
+    today = datetime.now(UTC).strftime("%Y/%m/%d/")
+    for key in (f"{today}a.jpg", f"{today}b.txt", "2001/01/01/c.jpg"):
+        put(storage, settings, key, b"1")
+    counts = note(include=("*.jpg",), partitions="%Y/%m/%d/")
+    assert counts == Listed(objects=1, left_out=1, new=1)
+    assert rows(settings, "SELECT key FROM upload") == [(f"{today}a.jpg",)]
+
+
+@pytest.mark.parametrize(
+    "key", ["tab\there", "line\nbreak", "back\\slash", r"\N", "naïve ☃ 𝄞", "%2F+ &<>", "a" * 1024]
+)
+def test_any_key_is_noted_as_it_is(
+    note: Callable[..., Listed], settings: Settings, storage: Storage, key: str
+) -> None:
+    noted = note_objects(
+        settings.uploads_bucket,
+        [StoredObject(settings.uploads_bucket, key, 1, "e", datetime.now(UTC))],
+        settings,
+    )
+    assert noted.new == 1
+    assert rows(settings, "SELECT key FROM upload") == [(key,)]
+
+
+def test_listings_longer_than_a_transaction_are_noted_whole(
+    note: Callable[..., Listed],
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listing, "_CHUNK", 2)
+    for number in range(5):
+        put(storage, settings, f"n{number}", b"1")
+    assert note() == Listed(objects=5, new=5)
+
+
+def test_the_same_key_twice_in_one_listing_is_the_newest(settings: Settings) -> None:
+    bucket = settings.uploads_bucket
+    new = StoredObject(bucket, "a", 2, "new", datetime(2026, 2, 1, tzinfo=UTC))
+    old = replace(new, etag="old", last_modified=datetime(2026, 1, 1, tzinfo=UTC))
+    note_objects(bucket, [new, old], settings)
+    assert rows(settings, "SELECT etag, current FROM upload") == [("new", True)]
+
+
+def test_two_listings_of_a_bucket_take_turns(
+    note: Callable[..., Listed], settings: Settings, storage: Storage
+) -> None:
+    source = Source(bucket=settings.uploads_bucket)
+    put(storage, settings, "a", b"1")
+    inside, leave = threading.Event(), threading.Event()
+
+    class Slow(Storage):
+        def list_objects(self, bucket: str, prefix: str = ""):  # type: ignore[no-untyped-def]
+            inside.set()
+            leave.wait(30)
+            return super().list_objects(bucket, prefix)
+
+    slow = threading.Thread(
+        target=note_uploads, args=(source, settings, Slow(settings)), kwargs={"wait": True}
+    )
+    slow.start()
+    assert inside.wait(30)
+    with pytest.raises(ServiceUnavailableError) as held:
+        note_uploads(source, settings, storage, wait=False)
+    leave.set()
+    slow.join(30)
+    assert held.value.reason == "LISTING_HELD"
+    assert note_uploads(source, settings, storage, wait=False) == Listed(objects=1)

@@ -1,0 +1,169 @@
+"""What a run is about, and how it is cut into shards."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gun_detection.database import open_session
+from gun_detection.errors import NotFoundError
+from gun_detection.release.registry import publish
+from gun_detection.scoring.plan import Plan, Survey, cut
+from gun_detection.scoring.sources import Source
+from gun_detection.scoring.words import duration, survey_text
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from tests.conftest import random_model
+from tests.scoring.conftest import count, outcomes, picture, rows, score_all, upload
+from tests.scoring.simulated import Simulated
+
+Surveyed = Callable[..., tuple[Survey, list[Source]]]
+Planned = Callable[..., Plan]
+
+
+def test_a_survey_counts_before_anything_is_opened(
+    surveyed: Surveyed, plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, a=picture(), b=picture(1))
+    score_all(plan(), settings, storage, engine)
+    upload(storage, settings, b=picture(2), c=picture(3))
+    found, _ = surveyed()
+    assert (found.listed, found.new, found.changed, found.scored) == (3, 1, 1, 1)
+    assert (found.waiting, found.planned, found.left_over) == (2, 2, 0)
+    assert count(settings, "scoring_run") == 1
+    assert found.seconds is not None
+    assert found.seconds > 0
+
+
+def test_the_first_survey_knows_no_time(surveyed: Surveyed) -> None:
+    assert surveyed()[0].seconds is None
+
+
+def test_time_and_cost_follow_from_earlier_shards(
+    plan: Planned, surveyed: Surveyed, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, a=picture())
+    made = plan()
+    score_all(made, settings, storage, engine)
+    rows(
+        settings,
+        'UPDATE shard SET stats = stats || \'{"seconds": 36, "pictures": 1}\' RETURNING id',
+    )
+    upload(storage, settings, **{f"n{number}": b"x" for number in range(100)})
+    priced = settings.model_copy(update={"worker_cost_per_hour": 3.0, "scoring_tasks": 2})
+    found, _ = surveyed(settings=priced)
+    assert (found.planned, found.seconds, found.cost) == (100, 1800.0, 3.0)
+    assert "| time | about 30 min |" in survey_text(vars(found))
+    assert "| cost | about 3.00 |" in survey_text(vars(found))
+
+
+def test_the_oldest_come_first_and_the_rest_wait(
+    plan: Planned, settings: Settings, storage: Storage
+) -> None:
+    for number in range(5):
+        upload(storage, settings, **{f"n{number}": b"x"})
+    capped = settings.model_copy(update={"run_images": 3})
+    made = plan(settings=capped)
+    assert (made.planned, made.left_over) == (3, 2)
+    planned = "SELECT u.key FROM shard s JOIN upload u ON u.id = ANY(s.upload_ids)"
+    oldest = rows(settings, "SELECT key FROM upload ORDER BY uploaded_at, id LIMIT 3")
+    assert sorted(rows(settings, planned)) == sorted(oldest)
+
+
+def test_a_limit_below_the_cap_holds(plan: Planned, settings: Settings, storage: Storage) -> None:
+    upload(storage, settings, **{f"n{number}": b"x" for number in range(5)})
+    made = plan(limit=2)
+    assert (made.planned, made.left_over) == (2, 3)
+    assert plan(limit=0).shard_ids == []
+
+
+def test_planning_a_run_again_gives_the_plan_that_was_made(
+    plan: Planned, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, a=b"x")
+    first = plan(run_id="night")
+    upload(storage, settings, b=b"x")
+    again = plan(run_id="night")
+    assert again == first
+    assert again.planned == 1
+
+
+def test_a_prefix_is_taken_literally(plan: Planned, settings: Settings, storage: Storage) -> None:
+    upload(storage, settings, **{"a%/x": b"1", "ab/x": b"2", "a_/x": b"3"})
+    assert plan(prefix="a%/", bucket=settings.uploads_bucket).planned == 1
+    assert plan(prefix="a_/", bucket=settings.uploads_bucket).planned == 1
+
+
+def test_a_missing_bucket_is_named(plan: Planned) -> None:
+    with pytest.raises(NotFoundError, match="no-such-bucket"):
+        plan(bucket="no-such-bucket")
+
+
+def test_each_bucket_has_its_own_cap(
+    plan: Planned, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    path = tmp_path / "sources.yaml"
+    bucket = settings.uploads_bucket
+    path.write_text(
+        f"buckets: [{{bucket: {bucket}, prefix: a/, images_per_run: 1}}, "
+        f"{{bucket: {bucket}, prefix: b/}}]"
+    )
+    upload(storage, settings, **{f"{name}/{n}": b"x" for name in "ab" for n in range(3)})
+    made = plan(settings=settings.model_copy(update={"sources_file": path}))
+    assert (made.planned, made.left_over) == (4, 2)
+
+
+def test_history_is_scored_again_only_where_another_model_did(
+    plan: Planned,
+    surveyed: Surveyed,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+) -> None:
+    upload(storage, settings, a=picture(), b=picture(1))
+    score_all(plan(), settings, storage, engine)
+    upload(storage, settings, c=picture(2))
+    with open_session(settings) as session:
+        newer = publish(random_model(1), settings, storage, session)
+    found, _ = surveyed(kind="rescore", model=newer)
+    assert (found.outdated, found.planned, found.listed) == (2, 2, 0)
+    assert plan(model=newer).planned == 1, "what is new is no history"
+    capped = settings.model_copy(update={"rescore_images": 1})
+    made = plan(kind="rescore", model=newer, settings=capped)
+    newest = "SELECT MAX(upload_id) FROM ledger"
+    planned = "SELECT upload_ids[1] FROM shard WHERE run_id = :run"
+    assert rows(settings, planned, run=made.run_id) == rows(settings, newest)
+    score_all(made, settings, storage, engine)
+    score_all(plan(kind="rescore", model=newer), settings, storage, engine)
+    assert plan(kind="rescore", model=newer).planned == 0
+    assert rows(settings, "SELECT COUNT(*), COUNT(DISTINCT model_id) FROM ledger") == [(4, 2)]
+    assert outcomes(settings) == {"a": "scored", "b": "scored"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([1] * 7, [3, 3, 1]),
+        # One of 4 MiB fills a shard of 1 MiB by itself.
+        ([4 * 2**20, 1, 1], [1, 2]),
+        ([2**19] * 4, [2, 2]),
+        # No more than four shards: each takes more.
+        ([1] * 40, [10, 10, 10, 10]),
+        ([0] * 3, [3]),
+    ],
+)
+def test_shards_are_of_like_work(sizes: list[int], expected: list[int]) -> None:
+    settings = Settings(shard_images=3, shard_mb=1, max_shards=4)
+    uploads = list(enumerate(sizes))
+    shards = cut(uploads, settings)
+    assert [len(shard) for shard in shards] == expected
+    assert [upload for shard in shards for upload in shard] == uploads
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(40.4, "40 s"), (119, "119 s"), (300, "5 min"), (12_000, "3 h 20 min"), (300_000, "3 d 11 h")],
+)
+def test_durations_are_read_at_a_glance(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -1,0 +1,84 @@
+"""What could not be scored is listed, tried again, and taken out for a look."""
+
+import csv
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gun_detection import stages
+from gun_detection.scoring.plan import Plan
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from tests.scoring.conftest import count, outcomes, picture, rows, score_all, upload
+from tests.scoring.simulated import Simulated
+
+Planned = Callable[..., Plan]
+
+
+@pytest.fixture(autouse=True)
+def bad(plan: Planned, engine: Simulated, settings: Settings, storage: Storage) -> str:
+    """A run that quarantined three of four; its id."""
+    upload(storage, settings, good=picture(), words=b"words", empty=b"")
+    storage.put(settings.uploads_bucket, "=cmd\nnext", b"words, too")
+    made = plan()
+    score_all(made, settings, storage, engine)
+    return made.run_id
+
+
+def keys(settings: Settings, **conditions: object) -> set[str]:
+    return {row["key"] for row in stages.list_quarantine(settings, **conditions)}
+
+
+def test_the_quarantine_is_listed_by_reason_place_and_run(settings: Settings, bad: str) -> None:
+    assert keys(settings) == {"words.jpg", "empty.jpg", "=cmd\nnext"}
+    assert keys(settings, reasons=["EMPTY"]) == {"empty.jpg"}
+    assert keys(settings, prefix="w", bucket=settings.uploads_bucket) == {"words.jpg"}
+    assert keys(settings, bucket="another") == set()
+    assert keys(settings, run_id=bad) == keys(settings)
+    assert keys(settings, run_id="another") == set()
+    assert len(stages.list_quarantine(settings, limit=2)) == 2
+
+
+def test_what_is_tried_again_keeps_its_outcome_until_there_is_another(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    assert stages.retry_quarantine(settings, reasons=["EMPTY", "NOT_IMAGE"]) == {"waiting": 3}
+    assert count(settings, "unscored_uploads") == 3
+    assert outcomes(settings)["words"] == "NOT_IMAGE"
+    generous = settings.model_copy(update={"shard_images": 10})
+    made = plan(settings=generous)
+    assert made.planned == 3
+    score_all(made, settings, storage, engine)
+    assert rows(settings, "SELECT tries FROM quarantine WHERE key = 'words.jpg'") == [(2,)]
+    assert plan().planned == 0
+
+
+def test_single_uploads_are_tried_again(settings: Settings) -> None:
+    [row] = stages.list_quarantine(settings, reasons=["EMPTY"])
+    good = rows(settings, "SELECT upload_id FROM ledger WHERE outcome = 'scored'")[0][0]
+    assert stages.retry_quarantine(settings, [row["upload_id"], good, 10**9]) == {"waiting": 1}
+
+
+def test_what_was_overwritten_since_is_not_tried_again(
+    plan: Planned, settings: Settings, storage: Storage
+) -> None:
+    [row] = stages.list_quarantine(settings, reasons=["EMPTY"])
+    upload(storage, settings, empty=picture())
+    plan()
+    assert stages.retry_quarantine(settings, [row["upload_id"]]) == {"waiting": 0}
+
+
+def test_an_export_names_files_by_their_bytes_alone(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    storage.delete(settings.uploads_bucket, "empty.jpg")
+    result = stages.export_quarantine(settings, tmp_path / "out")
+    assert (result["rows"], result["files"], result["gone"]) == (3, 2, 1)
+    names = {path.name for path in (tmp_path / "out" / "files").iterdir()}
+    assert names == {hashlib.sha256(data).hexdigest() for data in (b"words", b"words, too")}
+    with (tmp_path / "out" / "quarantine.csv").open(newline="") as file:
+        table = {row["key"]: row for row in csv.DictReader(file)}
+    assert table[r"'=cmd\nnext"]["reason"] == "NOT_IMAGE"
+    assert table["empty.jpg"]["file"] == ""

@@ -1,0 +1,99 @@
+"""Which buckets are scored, and what of them."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gun_detection.errors import SettingsError
+from gun_detection.scoring.sources import Source, choose_sources, load_sources
+from gun_detection.settings import Settings
+
+
+def with_file(tmp_path: Path, content: str) -> Settings:
+    path = tmp_path / "sources.yaml"
+    path.write_text(content)
+    return Settings(sources_file=path)
+
+
+def test_without_a_file_all_of_the_uploads_bucket_is_scored() -> None:
+    assert load_sources(Settings()) == [Source(bucket="uploads")]
+
+
+def test_each_bucket_has_its_own_settings(tmp_path: Path) -> None:
+    settings = with_file(
+        tmp_path,
+        "buckets:\n"
+        "- {bucket: doors, prefix: cam/, include: ['*.jpg'], images_per_run: 100}\n"
+        "- {bucket: archive, inventory: 's3://lists/archive/'}\n",
+    )
+    doors, archive = load_sources(settings)
+    assert (doors.bucket, doors.prefix, doors.images_per_run) == ("doors", "cam/", 100)
+    assert archive.inventory == "s3://lists/archive/"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("buckets: []", "buckets: List should have at least 1 item"),
+        ("buckets: [{bucket: a, prefx: b}]", r"buckets\.0\.prefx: Extra inputs"),
+        ("buckets: [{bucket: a, days: 0}]", r"buckets\.0\.days"),
+        ("- just a list", "the whole"),
+        ("buckets: [", "cannot be read"),
+        ("buckets: [{bucket: a}, {bucket: a, prefix: x/}]", "prefixes that overlap"),
+        ("buckets: [{bucket: gun-detection-data}]", "is the data bucket"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load_sources(with_file(tmp_path, content))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="nowhere"):
+        load_sources(Settings(sources_file=tmp_path / "nowhere.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("a/b.jpg", True),
+        ("a/b.JPG", False),
+        ("b.jpeg", True),
+        ("tmp/b.jpg", False),
+        ("a/thumb_b.jpg", False),
+        ("a\nb.jpg", True),
+    ],
+)
+def test_patterns_choose_keys(key: str, wanted: bool) -> None:
+    source = Source(bucket="b", include=("*.jpg", "*.jpeg"), exclude=("tmp/*", "*/thumb_*"))
+    assert source.wants(key) is wanted
+
+
+def test_days_are_listed_up_to_tomorrow() -> None:
+    source = Source(bucket="b", prefix="cam/", partitions="%Y/%m/%d/", days=2)
+    now = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
+    assert source.prefixes(now) == ["cam/2026/02/28/", "cam/2026/03/01/", "cam/2026/03/02/"]
+    monthly = Source(bucket="b", partitions="%Y-%m/", days=2)
+    assert monthly.prefixes(now) == ["2026-02/", "2026-03/"]
+
+
+SOURCES = [
+    Source(bucket="a", partitions="%Y/"),
+    Source(bucket="b", prefix="x/", inventory="s3://lists/b"),
+    Source(bucket="b", prefix="y/"),
+]
+
+
+def test_a_run_is_about_all_sources_or_those_of_a_bucket() -> None:
+    assert choose_sources(SOURCES) == SOURCES
+    assert choose_sources(SOURCES, "b") == SOURCES[1:]
+    assert choose_sources(SOURCES, "other") == [Source(bucket="other")]
+
+
+def test_a_prefix_is_listed_itself() -> None:
+    assert choose_sources(SOURCES, "a", "2025/") == [Source(bucket="a", prefix="2025/")]
+    assert choose_sources(SOURCES, "b", "x/1") == [Source(bucket="b", prefix="x/1")]
+    assert choose_sources(SOURCES, "b", "z") == [Source(bucket="b", prefix="z")]
+    with pytest.raises(SettingsError, match="a prefix needs a bucket: choose one of a, b"):
+        choose_sources(SOURCES, None, "x/")
