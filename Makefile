@@ -56,14 +56,7 @@ reset: $(STAMP) ## Stop the platform and delete its data and credentials
 	@$(BIN)/python -m embedded down --purge
 
 test: $(STAMP) ## Run the tests (ARGS="-m 'not airflow'" leaves out the slow ones)
-ifdef ARGS
 	$(BIN)/pytest $(ARGS)
-else
-	# After a conversion by OpenVINO, a process that has run many other tests was seen to die of the
-	# end of a child.
-	$(BIN)/pytest -m openvino
-	$(BIN)/pytest -m "not openvino"
-endif
 
 lint: $(STAMP) ## Check style and types, and that every DAG parses
 	$(BIN)/ruff check .

@@ -19,6 +19,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+# One for the whole life of the process. The first network that a core compiles for the CPU gives
+# the thread a stack for signal handlers, and the end of the core takes it away. Two that end in the
+# order of their beginnings would leave a stack that is no more, and the next signal with a handler
+# would kill the process.
+_CORE = openvino.Core()
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -30,9 +36,11 @@ class Networks:
 
 def from_files(files: Mapping[str, Path]) -> Networks:
     """The networks of the files that `conversion.to_files` named so, wherever they lie."""
-    core = openvino.Core()
     return Networks(
-        *(core.read_model(files[f"{name}.xml"], files[f"{name}.bin"]) for name in ("trunk", "head"))
+        *(
+            _CORE.read_model(files[f"{name}.xml"], files[f"{name}.bin"])
+            for name in ("trunk", "head")
+        )
     )
 
 
@@ -132,7 +140,7 @@ class _Network:
 
     def __init__(self, network: Any, precision: str, streams: int) -> None:
         # Threads that are bound to cores would fight with those of another worker for the same.
-        self._compiled = openvino.Core().compile_model(
+        self._compiled = _CORE.compile_model(
             network,
             "CPU",
             {

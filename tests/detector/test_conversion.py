@@ -16,8 +16,6 @@ from gun_detection.detector.inference import Predictor
 from gun_detection.detector.openvino import Networks, from_files
 from tests.detector.conftest import CPU, detector, picture, predictor
 
-pytestmark = pytest.mark.openvino
-
 SIZES = [(60, 90), (240, 400), (300, 200)]
 
 
@@ -79,6 +77,28 @@ def test_the_first_convolutions_stay_precise(
     assert len(kinds) > 20
     assert kinds[:2] == ["f32", "f32"]
     assert set(kinds[2:]) == {"bf16" if bits == 16 else "u8"}
+
+
+SIGNALLED = """
+import signal
+import torch
+from gun_detection.detector.conversion import convert, quantize
+from tests.detector.conftest import detector, predictor
+
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+model = detector("resnet18_fpn")
+networks = quantize(model, convert(model), [0], lambda _: torch.rand(3, 192, 192))
+signal.raise_signal(signal.SIGTERM)
+predictor(model, networks)
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_signals_are_handled_when_networks_are_gone() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, text=True, timeout=300
+    )
+    assert (ran.returncode, ran.stdout) == (0, "handled\n" * 2)
 
 
 WATCHED = """

@@ -12,8 +12,6 @@ from gun_detection.detector.inference import Predictor
 from gun_detection.detector.openvino import Networks, ResizeFirst
 from tests.detector.conftest import CPU, picture, predictor
 
-pytestmark = pytest.mark.openvino
-
 # Made larger, made smaller, upright, square.
 SIZES = [(60, 90), (240, 400), (300, 200), (192, 192)]
 

@@ -28,8 +28,6 @@ from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
 
-pytestmark = pytest.mark.openvino
-
 PIXELS = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
 F32 = "openvino-f32"
 
