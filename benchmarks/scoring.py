@@ -1,0 +1,557 @@
+"""The usual loop over a bucket against ours: the same pictures and weights, from objects to rows.
+
+    python benchmarks/scoring.py --data DIR --weights FILE [--pictures N] [--sizes N ...]
+        [--engines NAME ...] [--out DIR]
+
+DIR holds `pistols/` and `negatives/` (Images/N.jpeg, Labels/N.txt), FILE is what
+`benchmarks/accuracy.py` trained on three quarters of them; the other quarter is scored here. The
+usual loop is the one of tutorials: boto3, PIL, ToTensor, torchvision's detector on one picture at
+a time, one INSERT for each box. Ours is `gun-detection score`. Each is a process of its own with
+an empty database, and all that it does counts, its start as well. A ResNet-50 has random weights,
+which show its cost alone, on N pictures.
+
+Prints pictures/s, CPU seconds of a picture, the largest memory of all processes of a side, and AP50
+of the rows; leaves `scoring.json` and a plot of AP50 against cost in `--out`.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import torch
+from PIL import Image
+from sqlalchemy import NullPool, create_engine, text
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.transforms.functional import to_tensor
+
+from embedded.servers import Servers, make_bucket, temporary_servers
+from gun_detection import stages
+from gun_detection.database import open_session, upgrade
+from gun_detection.database.models import EnginePackage
+from gun_detection.datasets.manifest import load_manifest
+from gun_detection.datasets.torch_dataset import DetectionDataset
+from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
+from gun_detection.detector.engines import REFERENCE
+from gun_detection.detector.inference import Detections
+from gun_detection.detector.weights import deserialize
+from gun_detection.evaluation.matching import Boxes, match_all
+from gun_detection.evaluation.metrics import average_precision
+from gun_detection.release.packages import package_key
+from gun_detection.release.packaging import MARGIN, toolchain
+from gun_detection.release.registry import NewModel, publish
+from gun_detection.settings import Settings, load_settings
+from gun_detection.storage import Storage
+
+USUAL = "usual loop"
+SMALL, LARGE = "mobilenet_v2_fpn", "resnet50_fpn"
+# What users of torchvision's large detector resize to.
+LARGE_SIZE = 800
+CALIBRATION = 100
+_OWN = ARCHITECTURES[SMALL].min_size
+
+
+@dataclass(frozen=True)
+class Picture:
+    key: str
+    data: bytes
+    truth: Boxes
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a process and its children used: seconds by the clock and of all processors, bytes."""
+
+    seconds: float
+    cpu: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A side's figures; `start` is a run over one picture."""
+
+    architecture: str
+    size: int
+    mirrored: bool
+    engine: str
+    pictures: int
+    start: Used
+    whole: Used
+    ap50: float | None
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of a picture after the first."""
+        return (self.whole.cpu - self.start.cpu) / (self.pictures - 1)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds by the clock of a picture after the first."""
+        return (self.whole.seconds - self.start.seconds) / (self.pictures - 1)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--usual-loop"]:
+        usual_loop(Path(sys.argv[2]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--pictures", type=int, default=60, help="for the ResNet-50")
+    parser.add_argument("--limit", type=int, help="of the pictures that were held back")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[256, 320, 512, LARGE_SIZE])
+    parser.add_argument(
+        "--engines", nargs="+", default=["openvino-f32", "openvino-bf16", "openvino-int8"]
+    )
+    parser.add_argument("--night", type=int, default=2000, help="pictures of the last run")
+    parser.add_argument("--out", type=Path, default=Path("build/scoring"))
+    arguments = parser.parse_args()
+    with temporary_servers() as servers, tempfile.TemporaryDirectory() as name:
+        comparison = Comparison(servers, Path(name), arguments)
+        rows = comparison.rows()
+        chosen = choose(rows)
+        night = comparison.night(chosen, arguments.night)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    document = json.dumps([asdict(row) for row in rows], indent=2)
+    (arguments.out / "scoring.json").write_text(document)
+    summarize(rows, chosen, night, arguments.night)
+    plot(rows, arguments.out / "scoring.png")
+
+
+class Comparison:
+    """Both sides' servers, pictures and detectors."""
+
+    def __init__(self, servers: Servers, folder: Path, arguments: argparse.Namespace) -> None:
+        self._servers, self._folder, self._arguments = servers, folder, arguments
+        self._weights, self._number = arguments.weights.read_bytes(), 0
+        os.environ["GUN_DETECTION_HOME"] = str(folder / "home")
+        # The same split as where the weights were trained.
+        os.environ["GUN_DETECTION_VALIDATION_SHARE"] = "0.1"
+        os.environ["GUN_DETECTION_HOLDOUT_SHARE"] = "0.25"
+        settings = self._settings()
+        source = folder / "source"
+        for part in ("pistols", "negatives"):
+            shutil.copytree(arguments.data / part, source / part)
+        dataset = stages.ingest(str(source), settings)["dataset_id"]
+        storage = Storage(settings)
+        manifest = load_manifest(storage, settings.data_bucket, dataset)
+        held = DetectionDataset(manifest, "holdout", settings, storage)
+        self._pictures = [
+            Picture(f"{index:05d}{Path(entry.name).suffix}", held.read(index), entry.box_array())
+            for index, entry in enumerate(held.entries)
+        ][: arguments.limit]
+        self._training = DetectionDataset(manifest, "train", settings, storage)
+
+    def rows(self) -> list[Measured]:
+        few = max(1, len(self._pictures) // self._arguments.pictures)
+        large = DetectorConfig(architecture=LARGE)
+        torch.manual_seed(0)
+        rows = self._sides(
+            build_detector(large).eval(),
+            large,
+            [USUAL, *self._arguments.engines],
+            self._pictures[::few][: self._arguments.pictures],
+            trained=False,
+        )
+        for size in (None, *self._arguments.sizes):
+            engines = list(self._arguments.engines)
+            if size is None:
+                engines = [USUAL, REFERENCE, *engines]
+            elif size == LARGE_SIZE:
+                engines = [USUAL, *engines]
+            config, model = self._small(size, mirrored=False)
+            rows += self._sides(model, config, engines, self._pictures, trained=True)
+        config, model = self._small(None, mirrored=True)
+        engines = [REFERENCE, *self._arguments.engines]
+        return rows + self._sides(model, config, engines, self._pictures, trained=True)
+
+    def _sides(
+        self,
+        model: FasterRCNN,
+        config: DetectorConfig,
+        engines: Sequence[str],
+        pictures: Sequence[Picture],
+        *,
+        trained: bool,
+    ) -> list[Measured]:
+        files = self._packages(model, config, engines, trained=trained)
+        truths = [picture.truth for picture in pictures]
+        rows = []
+        for engine in engines:
+            run = partial(self._run, model, config, engine, files.get(engine, {}))
+            start, _ = run(pictures[:1])
+            whole, found = run(pictures)
+            detections = [found.get(picture.key, _NOTHING) for picture in pictures]
+            ap50 = average_precision(match_all(truths, detections))["ap50"] if trained else None
+            row = Measured(
+                architecture=config.architecture,
+                size=config.min_size or ARCHITECTURES[config.architecture].min_size,
+                mirrored=config.mirrored,
+                engine=engine,
+                pictures=len(pictures),
+                start=start,
+                whole=whole,
+                ap50=ap50,
+            )
+            show(row)
+            rows.append(row)
+        return rows
+
+    def night(self, chosen: Measured, count: int) -> Used:
+        """What a run of the chosen network over so many pictures takes, all told."""
+        config, model = self._small(None if chosen.size == _OWN else chosen.size, chosen.mirrored)
+        files = self._packages(model, config, [chosen.engine], trained=True)
+        pictures = [
+            # What follows the end of a picture changes its bytes and nothing else.
+            Picture(f"{number:06d}", one.data + number.to_bytes(4), one.truth)
+            for number, one in zip(range(count), cycle(self._pictures), strict=False)
+        ]
+        used, _ = self._run(model, config, chosen.engine, files.get(chosen.engine, {}), pictures)
+        return used
+
+    def _small(self, size: int | None, mirrored: bool) -> tuple[DetectorConfig, FasterRCNN]:
+        config = DetectorConfig(
+            architecture=SMALL, norm="folded", mirrored=mirrored, **_sides(size)
+        )
+        return config, deserialize(self._weights, config).eval()
+
+    def _packages(
+        self, model: FasterRCNN, config: DetectorConfig, engines: Sequence[str], *, trained: bool
+    ) -> dict[str, dict[str, bytes]]:
+        """The files of each engine's package."""
+        from gun_detection.detector.conversion import convert, quantize, to_files
+
+        precise = ARCHITECTURES[config.architecture].precise
+        networks = convert(deepcopy(model))
+        files = {}
+        for engine in engines:
+            if engine == "openvino-int8":
+                # What is fitted to random weights does not matter.
+                count = CALIBRATION if trained else 4
+                chosen = np.random.default_rng(0).permutation(len(self._training))[:count]
+                eight = quantize(
+                    deepcopy(model),
+                    networks,
+                    chosen.tolist(),
+                    lambda index: self._training[index][0] / 255,
+                    precise,
+                )
+                files[engine] = to_files(eight, precise)
+            elif engine not in (USUAL, REFERENCE):
+                files[engine] = to_files(networks, precise)
+        return files
+
+    def _settings(self) -> Settings:
+        """Those of a database and an uploads bucket that nobody has used."""
+        self._number += 1
+        name = f"side{self._number}"
+        server = create_engine(self._servers.postgres.url("postgres"), poolclass=NullPool)
+        with server.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        os.environ |= self._servers.variables(name, "data", f"uploads-{name}")
+        settings = load_settings()
+        for bucket in (settings.data_bucket, settings.uploads_bucket):
+            make_bucket(Storage(settings), bucket)
+        upgrade(settings)
+        return settings
+
+    def _run(
+        self,
+        model: FasterRCNN,
+        config: DetectorConfig,
+        engine: str,
+        files: dict[str, bytes],
+        pictures: Sequence[Picture],
+    ) -> tuple[Used, dict[str, Detections]]:
+        """What a side used for these pictures, and the rows that it left, by key."""
+        settings = self._settings()
+        storage = Storage(settings)
+        for picture in pictures:
+            storage.put(settings.uploads_bucket, picture.key, picture.data)
+        if engine == USUAL:
+            return self._usual(model, settings)
+        used, found = self._ours(model, config, engine, files, settings)
+        with open_session(settings) as session:
+            statement = "SELECT COUNT(*) FROM ledger WHERE outcome = 'scored' AND engine = :engine"
+            scored = session.scalar(text(statement), {"engine": engine})
+        assert scored == len(pictures), f"{scored} of {len(pictures)} were scored"
+        return used, found
+
+    def _usual(self, model: FasterRCNN, settings: Settings) -> tuple[Used, dict[str, Detections]]:
+        theirs = deepcopy(model)
+        pool = theirs.roi_heads.box_roi_pool
+        theirs.roi_heads.box_roi_pool = MultiScaleRoIAlign(
+            pool.featmap_names, pool.output_size, pool.sampling_ratio
+        )
+        theirs.roi_heads.score_thresh = settings.score_floor
+        file = self._folder / "usual.pt"
+        torch.save(theirs, file)
+        with open_session(settings) as session:
+            session.execute(text(_TABLE))
+        used = measure([sys.executable, __file__, "--usual-loop", str(file)])
+        with open_session(settings) as session:
+            statement = "SELECT key, x1, y1, x2, y2, score FROM found ORDER BY score DESC"
+            return used, _by_key(session.execute(text(statement)).all())
+
+    def _ours(
+        self,
+        model: FasterRCNN,
+        config: DetectorConfig,
+        engine: str,
+        files: dict[str, bytes],
+        settings: Settings,
+    ) -> tuple[Used, dict[str, Detections]]:
+        name = _publish(model, config, engine, files, settings)
+        os.environ["GUN_DETECTION_ENGINE"] = engine
+        program = "from gun_detection.cli import main; main()"
+        used = measure([sys.executable, "-c", program, "score", "--model", name, "--yes", "--json"])
+        statement = """
+            SELECT u.key, d.x1, d.y1, d.x2, d.y2, d.score
+            FROM upload u JOIN ledger l ON l.upload_id = u.id JOIN detection d ON d.ledger_id = l.id
+            ORDER BY d.score DESC
+        """
+        with open_session(settings) as session:
+            return used, _by_key(session.execute(text(statement)).all())
+
+
+_NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+_TABLE = """
+    CREATE TABLE found (
+        key text, x1 float4, y1 float4, x2 float4, y2 float4, score float4,
+        created_at timestamptz DEFAULT now()
+    )
+"""
+
+
+def _sides(size: int | None) -> dict[str, int]:
+    """Both sides that the small detector resizes to; the longer one as the architecture's own."""
+    if size is None:
+        return {}
+    longest = 1333 if size == LARGE_SIZE else size * 4 // 3
+    return {"min_size": size, "max_size": longest}
+
+
+def _by_key(rows: Sequence[Any]) -> dict[str, Detections]:
+    tables: dict[str, list[tuple[float, ...]]] = {}
+    for key, *values in rows:
+        tables.setdefault(key, []).append(tuple(values))
+    arrays = {key: np.array(table, np.float32) for key, table in tables.items()}
+    return {key: Detections(table[:, :4], table[:, 4]) for key, table in arrays.items()}
+
+
+def _publish(
+    model: FasterRCNN,
+    config: DetectorConfig,
+    engine: str,
+    files: dict[str, bytes],
+    settings: Settings,
+) -> str:
+    """A model version with a package that nobody checked: AP50 of what it scores is shown."""
+    storage = Storage(settings)
+    new = NewModel(
+        model=deepcopy(model),
+        detector=config,
+        config={"detector": config.model_dump(mode="json")},
+        config_hash=config.model_dump_json(),
+        dataset_id=None,
+        parent_id=None,
+        threshold=0.5,
+        training={},
+    )
+    with open_session(settings) as session:
+        version = publish(new, settings, storage, session)
+        name = version.id
+        if files:
+            sums = {}
+            for role, data in files.items():
+                sha256 = hashlib.sha256(data).hexdigest()
+                file = f"{Path(role).stem}-{sha256}{Path(role).suffix}"
+                storage.put(settings.data_bucket, package_key(name, engine, file), data)
+                sums[file] = sha256
+            session.add(
+                EnginePackage(
+                    model_id=name,
+                    engine=engine,
+                    accepted=True,
+                    reason="for a benchmark",
+                    pictures=0,
+                    files=sums,
+                    toolchain=toolchain(),
+                )
+            )
+    return name
+
+
+def measure(command: list[str]) -> Used:
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        largest: list[int] = [0]
+        over = threading.Event()
+        watching = threading.Thread(target=_watch, args=(process.pid, largest, over))
+        watching.start()
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        over.set()
+        watching.join()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        assert process.returncode == 0, log.read().decode(errors="replace")[-3000:]
+    return Used(seconds, used.ru_utime + used.ru_stime, largest[0])
+
+
+def _watch(pid: int, largest: list[int], over: threading.Event) -> None:
+    """Note the largest sum of proportional set sizes."""
+    while not over.wait(0.3):
+        # Processes end meanwhile; the next look is soon.
+        with suppress(OSError, ValueError):
+            largest[0] = max(largest[0], sum(map(_memory, _family(pid))))
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in listed.read_text().split():
+            yield from _family(int(child))
+
+
+def _memory(pid: int) -> int:
+    [line] = re.findall(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    return int(line) * 1024
+
+
+def usual_loop(file: Path) -> None:
+    """What most would write: list, then one picture at a time from its bytes to its rows."""
+    settings = load_settings()
+    model = torch.load(file, weights_only=False).eval()
+    assert settings.s3_secret_access_key is not None
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key_id,
+        aws_secret_access_key=settings.s3_secret_access_key.get_secret_value(),
+    )
+    assert settings.database_url is not None
+    # A plain connection of psycopg2.
+    connection = create_engine(settings.database_url.get_secret_value()).raw_connection()
+    bucket = settings.uploads_bucket
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for listed in page["Contents"]:
+            data = client.get_object(Bucket=bucket, Key=listed["Key"])["Body"].read()
+            image = to_tensor(Image.open(io.BytesIO(data)).convert("RGB"))
+            with torch.no_grad():
+                [found] = model([image])
+            cursor = connection.cursor()
+            for box, score in zip(found["boxes"].tolist(), found["scores"].tolist(), strict=True):
+                cursor.execute(
+                    "INSERT INTO found (key, x1, y1, x2, y2, score) "
+                    "VALUES (%s, %s, %s, %s, %s, %s)",
+                    (listed["Key"], *box, score),
+                )
+            connection.commit()
+
+
+def show(row: Measured) -> None:
+    ap50 = "  random weights" if row.ap50 is None else f"  AP50 {row.ap50:.4f}"
+    print(
+        f"{_name(row)} {row.pictures:4d} pictures {1 / row.seconds:6.2f}/s {row.cpu:7.3f} CPU s "
+        f"each, start {row.start.cpu:5.1f} CPU s {row.start.seconds:5.1f} s, "
+        f"{row.whole.peak / 2**20:5.0f} MiB{ap50}",
+        flush=True,
+    )
+
+
+def _name(row: Measured) -> str:
+    network = f"{row.architecture} {row.size} px" + (" mirrored" if row.mirrored else "")
+    return f"{network:32s} {row.engine:14s}"
+
+
+def choose(rows: Sequence[Measured]) -> Measured:
+    """The cheapest of ours that finds what the same weights find in the usual loop."""
+    [base] = [row for row in rows if row.engine == USUAL and row.size == _OWN]
+    assert base.ap50 is not None
+    good = [
+        row
+        for row in rows
+        if row.engine != USUAL and row.ap50 is not None and row.ap50 >= base.ap50 - MARGIN
+    ]
+    return min(good, key=lambda row: row.cpu)
+
+
+def summarize(rows: Sequence[Measured], chosen: Measured, night: Used, count: int) -> None:
+    """Ours against the usual loop: with the same network and size, then with the large one."""
+    print(
+        "\nagainst the usual loop, same weights and size: ratio of CPU, of pictures/s, AP50 points"
+    )
+    usual = {(row.architecture, row.size): row for row in rows if row.engine == USUAL}
+    for row in rows:
+        base = usual.get((row.architecture, row.size))
+        if base is not None and row is not base and not row.mirrored:
+            points = ""
+            if row.ap50 is not None and base.ap50 is not None:
+                points = f" {100 * (row.ap50 - base.ap50):+.2f}"
+            print(
+                f"{_name(row)} {base.cpu / row.cpu:6.2f} {base.seconds / row.seconds:6.2f}{points}"
+            )
+    base = usual[LARGE, LARGE_SIZE]
+    print(f"\nagainst the usual loop with {LARGE} at {LARGE_SIZE} px: ratio of CPU, of pictures/s")
+    for row in rows:
+        if row.ap50 is not None and row.engine != USUAL:
+            ratios = f"{base.cpu / row.cpu:6.2f} {base.seconds / row.seconds:6.2f}"
+            print(f"{_name(row)} {ratios}  AP50 {row.ap50:.4f}")
+    print(
+        f"\nchosen: {_name(chosen)}\n{count:,} pictures, start and all: {night.cpu / count:.3f} "
+        f"CPU s each, {count / night.seconds:.2f}/s, {night.peak / 2**20:.0f} MiB: "
+        f"{base.cpu * count / night.cpu:.1f} times less CPU than the usual loop with {LARGE} at "
+        f"{LARGE_SIZE} px, {base.seconds * count / night.seconds:.1f} times its pictures/s"
+    )
+
+
+def plot(rows: Sequence[Measured], file: Path) -> None:
+    """AP50 against CPU seconds of a picture, one line for each engine."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    lines: dict[str, list[Measured]] = {}
+    for row in rows:
+        if row.ap50 is not None:
+            lines.setdefault(row.engine + (", mirrored" if row.mirrored else ""), []).append(row)
+    for name, line in lines.items():
+        line.sort(key=lambda row: row.size)
+        costs, found = [row.cpu for row in line], [row.ap50 or 0 for row in line]
+        axes.plot(costs, found, marker="s" if "mirrored" in name else "o", label=name)
+        for row, cost, ap50 in zip(line, costs, found, strict=True):
+            axes.annotate(str(row.size), (cost, ap50), textcoords="offset points", xytext=(4, 4))
+    cost = next(row.cpu for row in rows if (row.engine, row.architecture) == (USUAL, LARGE))
+    axes.axvline(cost, linestyle=":", color="gray", label=f"{USUAL}, {LARGE} at {LARGE_SIZE} px")
+    axes.set_xscale("log")
+    axes.set_xlabel("CPU seconds of a picture, from bucket to rows")
+    axes.set_ylabel("AP50 on the pictures held back")
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
