@@ -181,7 +181,8 @@ class ScoringRun(Base):
     """One run over uploads without an outcome; the champion is pinned in `model_id`.
 
     `kind`: `new` covers what no model has scored, `rescore` what another model has. `survey` is
-    what was found before the run was opened, `stats` what it did, by stage.
+    what was found before the run was opened, `stats` what it did, by stage. The counts are those
+    of its end, so that nobody has to count them again.
     """
 
     __tablename__ = "scoring_run"
@@ -202,6 +203,9 @@ class ScoringRun(Base):
     state: Mapped[str] = mapped_column(server_default="open")
     survey: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     stats: Mapped[dict[str, Any] | None]
+    scored: Mapped[int | None]
+    quarantined: Mapped[int | None]
+    detections: Mapped[int | None]
 
 
 class Shard(Base):

@@ -104,24 +104,28 @@ _REASONS = """
     ) l JOIN upload u ON u.id = l.upload_id
     WHERE l.place <= :keys ORDER BY l.total DESC, l.reason, l.place
 """
-# Not from the view `scoring_summary`: it looks for the detections of each outcome apart.
+# Only what has not ended is counted, and not by the view `scoring_summary`, which looks for the
+# detections of each outcome apart.
 _LAST_RUNS = """
     WITH shown AS (
         SELECT *, EXTRACT(EPOCH FROM COALESCE(finished_at, now()) - created_at)::float AS seconds
         FROM scoring_run ORDER BY created_at DESC, id LIMIT :limit
+    ), uncounted AS (
+        SELECT id, threshold FROM shown WHERE scored IS NULL
     ), counted AS (
         SELECT l.run_id, COUNT(*) FILTER (WHERE l.outcome = 'scored') AS scored,
                COUNT(*) FILTER (WHERE l.outcome = 'quarantined') AS quarantined
-        FROM ledger l WHERE l.run_id = ANY(ARRAY(SELECT id FROM shown)) GROUP BY l.run_id
+        FROM ledger l WHERE l.run_id = ANY(ARRAY(SELECT id FROM uncounted)) GROUP BY l.run_id
     ), found AS (
         SELECT l.run_id, COUNT(*) AS detections
-        FROM ledger l JOIN shown s ON s.id = l.run_id
+        FROM ledger l JOIN uncounted s ON s.id = l.run_id
         JOIN detection d ON d.ledger_id = l.id AND d.score >= s.threshold
-        WHERE l.run_id = ANY(ARRAY(SELECT id FROM shown)) GROUP BY l.run_id
+        WHERE l.run_id = ANY(ARRAY(SELECT id FROM uncounted)) GROUP BY l.run_id
     )
     SELECT s.id AS run_id, s.created_at, s.kind, s.state, s.model_id, s.planned, s.left_over,
-           s.seconds, COALESCE(c.scored, 0) AS scored, COALESCE(c.quarantined, 0) AS quarantined,
-           COALESCE(f.detections, 0) AS detections
+           s.seconds, COALESCE(s.scored, c.scored, 0) AS scored,
+           COALESCE(s.quarantined, c.quarantined, 0) AS quarantined,
+           COALESCE(s.detections, f.detections, 0) AS detections
     FROM shown s LEFT JOIN counted c ON c.run_id = s.id LEFT JOIN found f ON f.run_id = s.id
     ORDER BY s.created_at DESC, s.id
 """

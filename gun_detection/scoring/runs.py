@@ -77,6 +77,9 @@ def finish_run(run_id: str, settings: Settings) -> RunSummary:
                 state="failed" if missing or over else "finished",
                 finished_at=func.now(),
                 stats=summary.stats,
+                scored=summary.scored,
+                quarantined=summary.quarantined,
+                detections=summary.detections,
             )
         )
     if missing:

@@ -179,10 +179,21 @@ def test_what_is_unscored_is_told_by_bucket_and_late_in_red(
     assert value(page, "north").startswith("1, the oldest 25 h ")
 
 
-def test_the_list_of_runs_counts_as_the_summary_does(
+def test_the_list_tells_the_counts_at_a_runs_end(finished: Plan, settings: Settings) -> None:
+    change(settings, "DELETE FROM detection")
+    [row] = [
+        r
+        for r in re.findall("<tr>.*?</tr>", overview(settings))
+        if quote(RUN) in r and "finished" in r
+    ]
+    assert re.findall(r'class="number">(\d+)<', row)[:4] == ["3", "2", "1", "4"]
+
+
+def test_the_list_counts_what_has_not_ended_as_the_summary_does(
     finished: Plan, plan: Planned, settings: Settings, storage: Storage
 ) -> None:
-    change(settings, "UPDATE scoring_run SET threshold = 0.6")
+    uncounted = "scored = NULL, quarantined = NULL, detections = NULL"
+    change(settings, f"UPDATE scoring_run SET threshold = 0.6, {uncounted}")
     upload(storage, settings, later=picture(9))
     plan(run_id="b", limit=0)
     with open_session(settings) as session:

@@ -106,6 +106,8 @@ def _runs() -> None:
         sa.Column("survey", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False),
     )
     op.add_column("scoring_run", sa.Column("stats", postgresql.JSONB(), nullable=True))
+    for name in ("scored", "quarantined", "detections"):
+        op.add_column("scoring_run", sa.Column(name, sa.Integer(), nullable=True))
     for name, kind in (
         ("bytes", sa.BigInteger()),
         ("crashes", sa.Integer()),
