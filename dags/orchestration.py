@@ -32,7 +32,10 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_exponential_backoff": True,
     "max_retry_delay": timedelta(minutes=10),
     "retry_policy": ExceptionRetryPolicy(
-        rules=[RetryRule(TransientError, RetryAction.RETRY, reason="a server may be back by then")],
+        rules=[
+            RetryRule(TransientError, RetryAction.RETRY, reason="a server may be back by then"),
+            RetryRule(OSError, RetryAction.RETRY, reason="the disk may have room by then"),
+        ],
         default=RetryAction.FAIL,
     ),
 }

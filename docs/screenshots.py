@@ -63,6 +63,9 @@ def main() -> None:
             page.wait_for_timeout(2000)
             page.screenshot(path=folder / "retrain.png")
         shoot(page, f"{airflow.url}/plugin/gun-detection-models", folder / "models.png")
+        scored = [run["dag_run_id"] for run in airflow.dag_runs("score_uploads")]
+        place = f"{airflow.url}/dags/score_uploads/runs/{scored[-1]}"
+        shoot(page, f"{place}/plugin/scoring", folder / "scoring.png")
         page.goto(f"{airflow.url}/dags/score_uploads")
         page.get_by_role("button", name="Trigger").click()
         page.wait_for_timeout(2000)

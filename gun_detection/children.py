@@ -1,7 +1,7 @@
 """Work in a process of its own: it ends with its parent and speaks in JSON lines.
 
-The child prints `{"progress": …}` and `{"log": …}` lines, and leaves `error.json` in its folder
-when it fails with an error of this package.
+The child prints `{"progress": …}` and `{"log": …}` lines, and `{"error": …}` or `{"result": …}` at
+its end: what came of it is known also where the disk is full.
 """
 
 import ctypes
@@ -9,7 +9,9 @@ import json
 import logging
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,24 @@ from gun_detection.errors import GunDetectionError
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass
+class Ended:
+    """What came of a child: its exit code, the lines of its standard error, and what it said at
+    its end, which is neither for one that was killed."""
+
+    code: int
+    lines: list[str]
+    error: GunDetectionError | None = None
+    result: Any = None
+
+
 def run_child(
     command: list[str],
     folder: Path,
     environment: dict[str, str],
     on_progress: Callable[[dict[str, Any]], None],
-) -> tuple[int, list[str]]:
-    """Run to the end: (exit code, lines of its standard error). Log records are passed on."""
+) -> Ended:
+    """Run to the end. Log records are passed on; standard error goes to a file in the folder."""
     with (folder / "log").open("w+", errors="replace") as log:
         with subprocess.Popen(
             command,
@@ -35,30 +48,26 @@ def run_child(
             text=True,
             preexec_fn=_end_with_parent,
         ) as process:
-            _relay(process, on_progress)
+            said = _relay(process, on_progress)
         log.seek(0)
-        return process.returncode, log.read().splitlines()
+        lines = log.read().splitlines()
+    return Ended(process.returncode, lines, _error(said.get("error")), said.get("result"))
 
 
-def reported_error(folder: Path) -> GunDetectionError | None:
-    """The error that the child left behind."""
-    file = folder / "error.json"
-    if not file.exists():
-        return None
-    content = json.loads(file.read_text())
-    kind: type[GunDetectionError] = getattr(errors, content["kind"])
-    return kind(content["message"], reason=content["reason"])
-
-
-def report_error(folder: Path, error: GunDetectionError) -> None:
-    """In the child: leave an error behind."""
+def report_error(error: GunDetectionError) -> None:
+    """In the child: say what it fails with."""
     content = {"kind": type(error).__name__, "message": error.message, "reason": error.reason}
-    (folder / "error.json").write_text(json.dumps(content))
+    _say(error=content)
+
+
+def report_result(result: Any) -> None:
+    """In the child: say what it made."""
+    _say(result=result)
 
 
 def report_progress(**content: Any) -> None:
     """In the child: say how far it is."""
-    print(json.dumps({"progress": content}), flush=True)
+    _say(progress=content)
 
 
 def relay_logs() -> None:
@@ -69,12 +78,31 @@ def relay_logs() -> None:
 class _Relay(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         content = {"name": record.name, "level": record.levelno, "message": record.getMessage()}
-        print(json.dumps({"log": content}), flush=True)
+        _say(log=content)
 
 
-def _relay(process: subprocess.Popen[str], on_progress: Callable[[dict[str, Any]], None]) -> None:
-    """Pass progress and log on until the process ends; it does not outlive an interruption."""
+def _say(**content: Any) -> None:
+    # At once with the end of its line: another thread may speak at the same time.
+    sys.stdout.write(json.dumps(content) + "\n")
+    sys.stdout.flush()
+
+
+def _error(content: dict[str, Any] | None) -> GunDetectionError | None:
+    if content is None:
+        return None
+    kind: type[GunDetectionError] = getattr(errors, content["kind"])
+    return kind(content["message"], reason=content["reason"])
+
+
+def _relay(
+    process: subprocess.Popen[str], on_progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Pass progress and log on until the process ends; what else it said.
+
+    It does not outlive an interruption.
+    """
     assert process.stdout is not None
+    said: dict[str, Any] = {}
     try:
         for line in process.stdout:
             content = _parse(line)
@@ -83,9 +111,12 @@ def _relay(process: subprocess.Popen[str], on_progress: Callable[[dict[str, Any]
             elif "log" in content:
                 entry = content["log"]
                 logging.getLogger(entry["name"]).log(entry["level"], "%s", entry["message"])
+            else:
+                said |= content
     except BaseException:
         process.terminate()
         raise
+    return said
 
 
 def _parse(line: str) -> dict[str, Any]:

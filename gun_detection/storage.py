@@ -228,6 +228,10 @@ class Storage:
                     reason="SHA256_MISMATCH",
                 )
             os.replace(name, path)
+        except OSError as error:
+            # A full disk does not say by itself which one it is.
+            error.filename = error.filename or str(path)
+            raise
         finally:
             Path(name).unlink(missing_ok=True)
         return path
@@ -288,6 +292,13 @@ def _explain(error: ClientError, bucket: str, key: str) -> GunDetectionError:
     if code in _EXISTS:
         return ServiceUnavailableError(
             f"{where} was changed while it was read", reason="OBJECT_CHANGED"
+        )
+    if code == "RequestTimeTooSkewed":
+        # As a clock may be set meanwhile, or the next attempt run on another machine.
+        return ServiceUnavailableError(
+            f"{where}: the clock of this machine and that of the S3 server are more than 15 "
+            "minutes apart: have both set by a time server",
+            reason="CLOCK_WRONG",
         )
     if code == "InvalidObjectState":
         return TerminalError(

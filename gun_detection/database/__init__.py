@@ -18,6 +18,7 @@ from gun_detection.settings import Settings
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Serialization failure, deadlock, and the classes "connection", "resources", "intervention".
 _TRANSIENT_STATES = ("40001", "40P01", "08", "53", "57")
+_DISK_FULL = "53100"
 _UPGRADE_LOCK = 0x67756E73
 
 
@@ -43,9 +44,11 @@ def _engine(url: str) -> Engine:
         original = context.original_exception
         # A stale connection of the pool is replaced without anyone noticing.
         if not context.is_pre_ping and _is_transient(original):
+            full = getattr(original, "pgcode", None) == _DISK_FULL
             raise ServiceUnavailableError(
                 f"PostgreSQL at {engine.url.host}:{engine.url.port or 5432} cannot be used now "
                 f"({str(original).strip().splitlines()[0]})"
+                + (": free some space on its disk; what was stored stays" if full else "")
             ) from original
 
     return engine

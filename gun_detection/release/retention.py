@@ -1,18 +1,19 @@
 """Which model versions keep their weights: the newest, champions, and what is in use.
 
-Only weights are deleted, which are nearly all of the space. Rows, records, cards and reports stay,
-as decisions and detections refer to them.
+Weights are deleted, and what engines were made of them: nearly all of the space. Other rows,
+records, cards and reports stay, as decisions and detections refer to them.
 """
 
 import logging
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
 from gun_detection.database.models import (
     Approval,
+    EnginePackage,
     GateDecision,
     ModelVersion,
     Promotion,
@@ -27,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 def prune(settings: Settings, storage: Storage, keep: int, *, dry_run: bool) -> dict[str, Any]:
-    """Delete the weights of versions that nothing needs; the ids of those.
+    """Delete the weights and packages of versions that nothing needs; the ids of those.
 
     Kept are the `keep` newest, all that ever were champion, those pinned by an open scoring run,
     and those that passed the gate and wait for a person. Versions are marked first, and every
     call deletes what is left of marked ones: a crash half-way leaves work for the next call.
-    Raises `ServiceUnavailableError` while a promotion is made, or when weights are still listed
+    Raises `ServiceUnavailableError` while a promotion is made, or when objects are still listed
     after they were deleted.
     """
     with open_session(settings) as session:
@@ -46,18 +47,20 @@ def prune(settings: Settings, storage: Storage, keep: int, *, dry_run: bool) -> 
     with open_session(settings) as session:
         marked = select(ModelVersion.weights_key, ModelVersion.id)
         rows = session.execute(marked.where(ModelVersion.deleted_at.is_not(None)))
-        gone = {row.weights_key: row.id for row in rows}
-    stored = gone.keys() & _stored(settings, storage)
-    storage.delete_many(settings.data_bucket, stored)
-    left = stored & _stored(settings, storage)
+        weights = {row.weights_key: row.id for row in rows}
+        # Before their files, so that no row promises a file that is gone.
+        session.execute(delete(EnginePackage).where(EnginePackage.model_id.in_(weights.values())))
+    gone = _stored(weights, settings, storage)
+    storage.delete_many(settings.data_bucket, gone)
+    left = gone.keys() & _stored(weights, settings, storage).keys()
     if left:
         raise ServiceUnavailableError(
-            f"{len(left)} weights are still in {settings.data_bucket} after they were deleted, "
+            f"{len(left)} objects are still in {settings.data_bucket} after they were deleted, "
             f"the first is {min(left)}"
         )
-    deleted = sorted(gone[key] for key in stored)
+    deleted = sorted(set(gone.values()))
     for model_id in deleted:
-        logger.info("deleted the weights of %s", model_id)
+        logger.info("deleted the weights and packages of %s", model_id)
     return {"dry_run": False, "deleted": deleted}
 
 
@@ -82,6 +85,12 @@ def _unneeded(session: Session, keep: int) -> list[ModelVersion]:
     )
 
 
-def _stored(settings: Settings, storage: Storage) -> set[str]:
-    """The keys of all that lies in the registry's part of the bucket."""
-    return {item.key for item in storage.list_objects(settings.data_bucket, "models/")}
+def _stored(weights: dict[str, str], settings: Settings, storage: Storage) -> dict[str, str]:
+    """What lies in the bucket of these versions' weights and packages: the version by the key."""
+    versions = set(weights.values())
+    found = {}
+    for item in storage.list_objects(settings.data_bucket, "models/"):
+        model_id, _, rest = item.key.removeprefix("models/").partition("/")
+        if item.key in weights or (model_id in versions and rest.startswith("engines/")):
+            found[item.key] = model_id
+    return found

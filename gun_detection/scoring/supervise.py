@@ -5,7 +5,6 @@ process that died is followed by one that is careful, and a picture of which two
 quarantined; the shard goes on. See `leases` for how it is told.
 """
 
-import json
 import logging
 import os
 import signal
@@ -17,10 +16,10 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from gun_detection.children import reported_error, run_child
+from gun_detection.children import Ended, run_child
 from gun_detection.database import open_session
 from gun_detection.database.models import LedgerEntry, ScoringRun, Shard
-from gun_detection.errors import TerminalError, TransientError
+from gun_detection.errors import TerminalError, TransientError, explain_os_error
 from gun_detection.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,24 +46,16 @@ def score_shard(
     idle = 0
     state = _state(shard_id, settings)
     while True:
-        with tempfile.TemporaryDirectory(prefix="gun-detection-scoring-") as name:
-            folder = Path(name)
-            code, lines = run_child(
-                _command(folder, shard_id, take_over=take_over),
-                folder,
-                _environment(settings),
-                lambda progress: on_progress(progress["done"], progress["total"]),
-            )
-            if (folder / "result.json").exists():
-                result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-                return result
-            error = reported_error(folder)
-        if error is not None:
-            raise error
+        ended = _run_worker(settings, shard_id, on_progress, take_over=take_over)
+        if ended.error is not None:
+            raise ended.error
+        if ended.result is not None:
+            result: dict[str, Any] = ended.result
+            return result
         before, state = state, _state(shard_id, settings)
         idle = idle + 1 if state == before else 0
-        end = "\n".join(lines[-_LAST_LINES:])
-        message = f"the process that scores shard {shard_id} died ({_cause(code)})"
+        end = "\n".join(ended.lines[-_LAST_LINES:])
+        message = f"the process that scores shard {shard_id} died ({_cause(ended.code)})"
         logger.warning("%s; the end of its log:\n%s", message, end)
         if idle >= _MOST_IDLE:
             raise TransientError(
@@ -78,6 +69,26 @@ def score_shard(
                 reason="WORKER_CRASHES",
             )
         take_over = True
+
+
+def _run_worker(
+    settings: Settings,
+    shard_id: int,
+    on_progress: Callable[[int, int], None],
+    *,
+    take_over: bool,
+) -> Ended:
+    try:
+        with tempfile.TemporaryDirectory(prefix="gun-detection-scoring-") as name:
+            return run_child(
+                _command(shard_id, take_over=take_over),
+                Path(name),
+                _environment(settings),
+                lambda progress: on_progress(progress["done"], progress["total"]),
+            )
+    except OSError as error:
+        # A disk that is full may have room by the next attempt.
+        raise TransientError(explain_os_error(error), reason="OS_ERROR") from error
 
 
 class _State(tuple[int, int | None, int, int]):
@@ -106,8 +117,8 @@ def _state(shard_id: int, settings: Settings) -> _State:
         return _State((done, shard.suspect_id, shard.suspect_crashes, crashed))
 
 
-def _command(folder: Path, shard_id: int, *, take_over: bool) -> list[str]:
-    module = [sys.executable, "-m", "gun_detection.scoring.worker", str(folder), str(shard_id)]
+def _command(shard_id: int, *, take_over: bool) -> list[str]:
+    module = [sys.executable, "-m", "gun_detection.scoring.worker", str(shard_id)]
     return [*module, "--take-over"] if take_over else module
 
 

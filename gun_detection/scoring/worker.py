@@ -1,17 +1,15 @@
 """The process that scores one shard.
 
-`python -m gun_detection.scoring.worker FOLDER SHARD_ID [--take-over]` leaves `result.json` in the
-folder, or `error.json`; one that leaves neither has crashed, and `supervise` starts the next.
+`python -m gun_detection.scoring.worker SHARD_ID [--take-over]` reports its result or its error to
+its parent; one that reports neither has crashed, and `supervise` starts the next.
 """
 
-import json
 import logging
 import sys
-from pathlib import Path
 
 from sqlalchemy import select
 
-from gun_detection.children import relay_logs, report_error, report_progress
+from gun_detection.children import relay_logs, report_error, report_progress, report_result
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion, ScoringRun, Shard
 from gun_detection.errors import (
@@ -60,17 +58,16 @@ def run(shard_id: int, settings: Settings, *, take_over: bool) -> dict[str, obje
 
 
 def main(arguments: list[str]) -> None:
-    """The program; its exit code tells nothing, what it leaves behind does."""
-    folder, shard_id = Path(arguments[0]), int(arguments[1])
+    """The program; its exit code tells nothing, what it reports does."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     relay_logs()
     try:
-        stats = run(shard_id, load_settings(), take_over="--take-over" in arguments)
-        (folder / "result.json").write_text(json.dumps(stats))
+        stats = run(int(arguments[0]), load_settings(), take_over="--take-over" in arguments)
+        report_result(stats)
     except GunDetectionError as error:
-        report_error(folder, error)
+        report_error(error)
     except OSError as error:
-        report_error(folder, TransientError(explain_os_error(error), reason="OS_ERROR"))
+        report_error(TransientError(explain_os_error(error), reason="OS_ERROR"))
 
 
 if __name__ == "__main__":

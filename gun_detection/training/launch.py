@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gun_detection.children import reported_error, run_child
+from gun_detection.children import run_child
 from gun_detection.errors import GunDetectionError, TransientError
 from gun_detection.settings import Settings
 from gun_detection.training.loop import Progress, State
@@ -37,14 +37,14 @@ def run_distributed(
             "name": job.name,
         }
         (folder / "job.json").write_text(json.dumps(content))
-        code, lines = run_child(
+        ended = run_child(
             _command(processes, folder),
             folder,
             _environment(settings, processes),
             lambda progress: on_progress(Progress(**progress)),
         )
-        if code != 0:
-            raise reported_error(folder) or _lost(code, lines)
+        if ended.code != 0:
+            raise ended.error or _lost(ended.code, ended.lines)
         state = State(**json.loads((folder / "state.json").read_text()))
         return load_file(folder / "best.safetensors"), state
 

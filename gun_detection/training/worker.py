@@ -1,7 +1,7 @@
 """The part of a training that may run in several processes.
 
 `torchrun … -m gun_detection.training.worker FOLDER` reads `job.json` there, writes progress as JSON
-lines to standard output, and leaves `best.safetensors` and `state.json`, or `error.json`.
+lines to standard output, and leaves `best.safetensors` and `state.json`, or reports its error.
 """
 
 import json
@@ -134,7 +134,7 @@ def main(folder: Path) -> None:
             (folder / "state.json").write_text(json.dumps(asdict(state)))
         distributed.stop()
     except GunDetectionError as error:
-        report_error(folder, error)
+        report_error(error)
         raise
 
 

@@ -1,11 +1,15 @@
 """The process that scores a shard, with a simulated engine and a point at which it dies.
 
-`python -m tests.faults.driver FOLDER SHARD_ID [--take-over]`, like the real worker. `FAULT` holds
-JSON: the `point`, the `signal` that is sent there, at which passing (`nth`), and a `marker`: a
-file that is made before, so that only one process dies. `POISON` is the sha256 of pixels: whoever
-looks at them dies, each time; `*` is all pixels.
+`python -m tests.faults.driver SHARD_ID [--take-over]`, like the real worker; with `survey` for the
+id it lists the uploads instead, as the first task of a run does. `FAULT` holds JSON:
+the `point`, the `signal` that is sent there or the seconds by which the clock jumps (`jump`), at
+which passing (`nth`), and a `marker`: a file that is made before, so that only one process is
+struck. `POISON` is the sha256 of pixels: whoever looks at them dies, each time; `*` is all pixels.
+`PACKAGE` is a file of the engine's package, with its sha256, that is fetched before, and `PAUSES`
+are those for which a database that is away is waited for.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -19,26 +23,37 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import event
 
+from gun_detection import stages
+from gun_detection.database.models import ModelVersion
 from gun_detection.detector.inference import Detections
 from gun_detection.images import SandboxedDecoder
 from gun_detection.reading import Reader
-from gun_detection.scoring import flow, ledger, pipeline, worker
+from gun_detection.release import packages
+from gun_detection.scoring import flow, ledger, listing, pipeline, worker
+from gun_detection.scoring.sources import Source
+from gun_detection.settings import Settings, load_settings
+from gun_detection.storage import Storage
 from tests.scoring.simulated import Simulated
 
 FAULT: dict[str, Any] = json.loads(os.environ.get("FAULT", "{}"))
 POISON = os.environ.get("POISON", "")
+PACKAGE: list[str] = json.loads(os.environ.get("PACKAGE", "[]"))
 _passed = 0
 
 
 def reach(point: str) -> None:
-    """Die here, if this is the point and it is time to."""
+    """Die here, or let the clock jump, if this is the point and it is time to."""
     global _passed
     if FAULT.get("point") != point or Path(FAULT["marker"]).exists():
         return
     _passed += 1
     if _passed >= FAULT["nth"]:
         Path(FAULT["marker"]).touch()
-        die(signal.Signals(FAULT["signal"]))
+        if "jump" in FAULT:
+            # Of the library that is loaded before every other one: see `clock.c`.
+            ctypes.CDLL(None).jump(ctypes.c_long(FAULT["jump"]))
+        else:
+            die(signal.Signals(FAULT["signal"]))
 
 
 def die(number: signal.Signals) -> None:
@@ -75,9 +90,27 @@ def _upsert(statement: str) -> bool:
     return "INSERT INTO ledger" in statement
 
 
+def open_engine(model: ModelVersion, settings: Settings, storage: Storage) -> Mortal:
+    if PACKAGE:
+        file, sha256 = PACKAGE
+        packages._fetch(model.id, Mortal.name, file, sha256, settings, storage)
+    return Mortal(seconds=0.002)
+
+
+def survey() -> None:
+    changed: Any = listing
+    changed._CHUNK = 32
+    after(Source, "wants", "list")
+    after(listing, "_note", "note")
+    stages.survey_uploads(load_settings())
+
+
 def main() -> None:
     # Several for each shard.
     flow.BATCH = 32
+    if "PAUSES" in os.environ:
+        patient: Any = pipeline
+        patient._WRITE_PAUSES = json.loads(os.environ["PAUSES"])
     after(worker, "claim_shard", "lease")
     after(Reader, "get", "read")
     after(SandboxedDecoder, "decode", "decode")
@@ -90,9 +123,13 @@ def main() -> None:
         if _upsert(statement):
             reach("upsert")
 
-    replace: Callable[..., Any] = lambda model, settings, storage: Mortal(seconds=0.002)  # noqa: E731
+    replace: Callable[..., Any] = open_engine
     worker.open_engine = replace
-    worker.main(sys.argv[1:])
+    reach("start")
+    if sys.argv[1] == "survey":
+        survey()
+    else:
+        worker.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

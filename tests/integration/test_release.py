@@ -198,6 +198,16 @@ def test_a_run_keeps_its_model_while_the_champion_changes(
     assert platform.airflow.xcom("score_uploads", run_id, "finish")["scored"] == len(pictures)
     pinned = rows(platform, "SELECT model_id FROM scoring_run WHERE id LIKE :id", id=f"%{run_id}%")
     assert {row.model_id for row in pinned} == {before}
+    finished = platform.airflow.xcom("score_uploads", run_id, "finish")
+    with platform.stack.airflow("viewer") as viewer, httpx.Client(trust_env=False) as client:
+        token = {"Authorization": f"Bearer {viewer.token()}"}
+        query = {"dag_id": "score_uploads", "run_id": run_id}
+        tab = client.get(
+            f"{platform.airflow.url}/gun-detection/scored", params=query, headers=token
+        )
+        linked = client.get(finished["run_url"], headers=token)
+        for page in (tab, linked):
+            assert (page.status_code, f"/cards/{before}" in page.text) == (200, True)
     again = run(platform, "rescore_uploads", scope)
     assert again["survey"]["outdated"] == again["finish"]["scored"] == len(pictures)
     assert {row.model_id for row in rows(platform, scored)} == {before, after}

@@ -1,12 +1,19 @@
-"""Whose weights are deleted, and whose never are."""
+"""Whose weights and packages are deleted, and whose never are."""
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gun_detection import stages
 from gun_detection.database import open_session
-from gun_detection.database.models import Approval, GateDecision, ScoringRun
+from gun_detection.database.models import (
+    Approval,
+    EnginePackage,
+    GateDecision,
+    ScoringRun,
+)
 from gun_detection.errors import ModelError, ServiceUnavailableError
+from gun_detection.release.packages import package_key
 from gun_detection.release.registry import get_model, load_model, promote, publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -27,6 +34,38 @@ def versions(settings: Settings, storage: Storage) -> list[str]:
 def stored(settings: Settings, storage: Storage) -> set[str]:
     keys = (item.key for item in storage.list_objects(settings.data_bucket, "models/"))
     return {key.split("/")[1] for key in keys if key.endswith("weights.safetensors")}
+
+
+def package(settings: Settings, storage: Storage, *versions: str) -> None:
+    """As they are made: two files and a row for each engine."""
+    for model_id in versions:
+        for engine in ("openvino", "openvino-int8"):
+            files = {f"trunk-{engine}.bin": "a" * 64, "trunk-b.xml": "b" * 64}
+            for file in files:
+                storage.put(settings.data_bucket, package_key(model_id, engine, file), b"x")
+            with open_session(settings) as session:
+                session.add(
+                    EnginePackage(
+                        model_id=model_id,
+                        engine=engine,
+                        accepted=True,
+                        reason="",
+                        pictures=1,
+                        files=files,
+                        toolchain="",
+                    )
+                )
+
+
+def packaged(settings: Settings, storage: Storage) -> tuple[dict[str, int], set[str]]:
+    """How many files of packages each version has, and which have rows of them."""
+    files: dict[str, int] = {}
+    for item in storage.list_objects(settings.data_bucket, "models/"):
+        _, model_id, *rest = item.key.split("/")
+        if rest[0] == "engines":
+            files[model_id] = files.get(model_id, 0) + 1
+    with open_session(settings) as session:
+        return files, set(session.scalars(select(EnginePackage.model_id)))
 
 
 def decide(session: Session, model_id: str, champion: str | None, answer: bool | None) -> None:
@@ -98,12 +137,16 @@ def test_what_a_crash_left_over_is_deleted_the_next_time(
     storage: Storage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    package(settings, storage, versions[0])
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "delete_many", lambda *_: None)
-        with pytest.raises(ServiceUnavailableError, match="6 weights are still in"):
+        with pytest.raises(ServiceUnavailableError, match="10 objects are still in"):
             stages.prune(settings, 1)
+    files, rows = packaged(settings, storage)
+    assert (files, rows) == ({versions[0]: 4}, set()), "no row without its files"
     assert stages.prune(settings, 1)["deleted"] == sorted(versions[:6])
     assert stored(settings, storage) == {versions[6]}
+    assert packaged(settings, storage) == ({}, set())
 
 
 def test_a_deleted_version_that_is_made_again_is_there_again(
@@ -123,3 +166,27 @@ def test_it_waits_for_a_promotion_under_way(versions: list[str], settings: Setti
         promote(session, versions[0], actor="a", reason="b")
         with pytest.raises(ServiceUnavailableError):
             stages.prune(settings, 1)
+
+
+def test_packages_go_with_the_weights_that_they_were_made_of(
+    versions: list[str], settings: Settings, storage: Storage
+) -> None:
+    package(settings, storage, *versions)
+    report = f"models/{versions[0]}/evaluations/engines/report.html"
+    storage.put(settings.data_bucket, report, b"x")
+    stages.prune(settings, 2, dry_run=True)
+    assert packaged(settings, storage) == (dict.fromkeys(versions, 4), set(versions))
+    assert stages.prune(settings, 2)["deleted"] == sorted(versions[:5])
+    assert packaged(settings, storage) == (dict.fromkeys(versions[5:], 4), set(versions[5:]))
+    assert storage.exists(settings.data_bucket, report)
+
+
+def test_packages_that_outlived_their_weights_are_deleted(
+    versions: list[str], settings: Settings, storage: Storage
+) -> None:
+    """Made while the version was deleted, or deleted by a release that left them."""
+    stages.prune(settings, 6)
+    package(settings, storage, versions[0])
+    assert stages.prune(settings, 6)["deleted"] == [versions[0]]
+    assert packaged(settings, storage) == ({}, set())
+    assert stages.prune(settings, 6)["deleted"] == []
