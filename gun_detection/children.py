@@ -10,10 +10,12 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from gun_detection import errors
 from gun_detection.errors import GunDetectionError
@@ -24,10 +26,11 @@ _PR_SET_PDEATHSIG = 1
 @dataclass
 class Ended:
     """What came of a child: its exit code, the lines of its standard error, and what it said at
-    its end, which is neither for one that was killed."""
+    its end, which is neither for one that was killed; whether that was for its silence."""
 
     code: int
     lines: list[str]
+    silent: bool = False
     error: GunDetectionError | None = None
     result: Any = None
 
@@ -37,21 +40,61 @@ def run_child(
     folder: Path,
     environment: dict[str, str],
     on_progress: Callable[[dict[str, Any]], None],
+    patience: float | None = None,
 ) -> Ended:
-    """Run to the end. Log records are passed on; standard error goes to a file in the folder."""
+    """Run to the end. Log records are passed on; standard error goes to a file in the folder.
+
+    A child that says nothing for longer than `patience` seconds hangs, and is killed.
+    """
     with (folder / "log").open("w+", errors="replace") as log:
-        with subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            preexec_fn=_end_with_parent,
-        ) as process:
-            said = _relay(process, on_progress)
+        with (
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                preexec_fn=_end_with_parent,
+            ) as process,
+            _Patience(process, patience) as waiting,
+        ):
+            said = _relay(process, on_progress, waiting.heard)
         log.seek(0)
         lines = log.read().splitlines()
-    return Ended(process.returncode, lines, _error(said.get("error")), said.get("result"))
+    error = _error(said.get("error"))
+    return Ended(process.returncode, lines, waiting.lost, error, said.get("result"))
+
+
+class _Patience:
+    """Kills a process that nothing was `heard` of for so many seconds; None waits for ever."""
+
+    def __init__(self, process: subprocess.Popen[str], seconds: float | None) -> None:
+        self.lost = False
+        self._process, self._seconds = process, seconds
+        self._last = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._seconds is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._seconds is not None:
+            self._thread.join()
+
+    def heard(self) -> None:
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        assert self._seconds is not None
+        while not self._over.wait(min(1.0, self._seconds / 10)):
+            if time.monotonic() - self._last > self._seconds:
+                self.lost = True
+                self._process.kill()
+                return
 
 
 def report_error(error: GunDetectionError) -> None:
@@ -95,7 +138,9 @@ def _error(content: dict[str, Any] | None) -> GunDetectionError | None:
 
 
 def _relay(
-    process: subprocess.Popen[str], on_progress: Callable[[dict[str, Any]], None]
+    process: subprocess.Popen[str],
+    on_progress: Callable[[dict[str, Any]], None],
+    heard: Callable[[], None],
 ) -> dict[str, Any]:
     """Pass progress and log on until the process ends; what else it said.
 
@@ -105,6 +150,7 @@ def _relay(
     said: dict[str, Any] = {}
     try:
         for line in process.stdout:
+            heard()
             content = _parse(line)
             if "progress" in content:
                 on_progress(content["progress"])

@@ -177,7 +177,7 @@ class Settings(BaseSettings):
     )
     confirm_minutes: float = Field(60.0, gt=0, description="How long that answer is waited for.")
     shard_images: int = Field(
-        500, gt=0, description="Pictures in one shard, as long as there are few shards."
+        2500, gt=0, description="Pictures in one shard, as long as there are few shards."
     )
     shard_mb: int = Field(
         512, gt=0, description="MiB of pictures in one shard, as long as there are few shards."

@@ -24,6 +24,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 # order of their beginnings would leave a stack that is no more, and the next signal with a handler
 # would kill the process.
 _CORE = openvino.Core()
+# The first inference of a process fills tables in OpenVINO's bindings, in which one thread can wait
+# for the interpreter while another holds that and waits for the table: both for good.
+_FIRST = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,13 @@ class _Network:
 
     def __call__(self, values: Tensor) -> dict[str, Tensor]:
         """Its outputs by name; they hold until the same thread calls again."""
-        if not hasattr(self._threads, "request"):
+        if hasattr(self._threads, "request"):
+            return self._infer(values)
+        with _FIRST:
             self._threads.request = self._compiled.create_infer_request()
+            return self._infer(values)
+
+    def _infer(self, values: Tensor) -> dict[str, Tensor]:
         request = self._threads.request
         request.infer([values.numpy()], share_inputs=True)
         outputs = (torch.from_numpy(output.data) for output in request.output_tensors)

@@ -18,6 +18,9 @@ from gun_detection.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+# A part of a full shard that is worth the start of a task and a process.
+_LEAST = 0.1
+
 # `new`: what no model has scored; `rescore`: what another model than the present champion has.
 Kind = Literal["new", "rescore"]
 
@@ -181,12 +184,15 @@ def open_run(
 def cut(uploads: list[tuple[int, int]], settings: Settings) -> list[list[tuple[int, int]]]:
     """(id, bytes) of uploads in shards of like work, by count and by bytes.
 
-    A shard is full at `shard_images` or `shard_mb`, whichever comes first; all of them are larger
-    in proportion where there would be more than `max_shards`.
+    A shard is full at `shard_images` or `shard_mb`, whichever comes first. In a small run they are
+    smaller, so that all that score at the same time have one; where there would be more than
+    `max_shards`, all of them are larger in proportion.
     """
     per_byte = 1 / (settings.shard_mb * 2**20)
     weights = [max(1 / settings.shard_images, size * per_byte) for _, size in uploads]
-    full = max(1.0, sum(weights) / settings.max_shards)
+    total = sum(weights)
+    least = max(1, min(settings.scoring_tasks, int(total / _LEAST)))
+    full = max(min(1.0, total / least), total / settings.max_shards)
     shards: list[list[tuple[int, int]]] = []
     filled = full
     for upload, weight in zip(uploads, weights, strict=True):

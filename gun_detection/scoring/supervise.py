@@ -1,8 +1,8 @@
 """Scores a shard in a process of its own, and starts the next when that one dies.
 
-A picture can kill what looks at it (a crash in native code, more memory than there is). The
-process that died is followed by one that is careful, and a picture of which two die alone is
-quarantined; the shard goes on. See `leases` for how it is told.
+A picture can kill what looks at it (a crash in native code, more memory than there is), or keep it
+for good. The process that died, or had to be killed, is followed by one that is careful, and a
+picture of which two die alone is quarantined; the shard goes on. See `leases` for how it is told.
 """
 
 import logging
@@ -55,7 +55,10 @@ def score_shard(
         before, state = state, _state(shard_id, settings)
         idle = idle + 1 if state == before else 0
         end = "\n".join(ended.lines[-_LAST_LINES:])
-        message = f"the process that scores shard {shard_id} died ({_cause(ended.code)})"
+        cause = (
+            f"silent for {settings.shard_lease_seconds} s" if ended.silent else _cause(ended.code)
+        )
+        message = f"the process that scores shard {shard_id} died ({cause})"
         logger.warning("%s; the end of its log:\n%s", message, end)
         if idle >= _MOST_IDLE:
             raise TransientError(
@@ -85,6 +88,8 @@ def _run_worker(
                 Path(name),
                 _environment(settings),
                 lambda progress: on_progress(progress["done"], progress["total"]),
+                # Then another attempt may have the shard, and this one is of no more use.
+                patience=settings.shard_lease_seconds,
             )
     except OSError as error:
         # A disk that is full may have room by the next attempt.

@@ -1,5 +1,8 @@
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from gun_detection.detector.conversion import to_files
 from gun_detection.detector.engines import runnable
 from gun_detection.detector.inference import Predictor
 from gun_detection.detector.openvino import Networks, ResizeFirst
@@ -45,6 +49,46 @@ def test_threads_do_not_disturb_each_other(model: FasterRCNN, networks: Networks
         together = [found for [found] in pool.map(lambda pixels: shared([pixels]), pictures)]
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+# In a process of its own, as only the first inference of a process can go wrong.
+STARTED = """
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+import torch
+from gun_detection.detector.openvino import OpenVinoDetector, from_files
+from tests.detector.conftest import detector
+
+files = {path.name: path for path in Path(sys.argv[1]).iterdir()}
+trunk = OpenVinoDetector(detector("resnet18_fpn"), from_files(files), "f32", streams=8)._trunk
+compiled, together = trunk._compiled, threading.Barrier(8)
+
+
+# Threads that may have their request at the same time go on at the same time.
+class Together:
+    def create_infer_request(self):
+        request = compiled.create_infer_request()
+        with suppress(threading.BrokenBarrierError):
+            together.wait(2)
+        return request
+
+
+trunk._compiled = Together()
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=trunk, args=[torch.zeros(1, 3, 64, 64)]) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_may_begin_at_the_same_time(networks: Networks, tmp_path: Path) -> None:
+    for name, data in to_files(networks).items():
+        (tmp_path / name).write_bytes(data)
+    subprocess.run([sys.executable, "-c", STARTED, str(tmp_path)], check=True, timeout=120)
 
 
 @pytest.mark.skipif("openvino-bf16" not in runnable(CPU), reason="the processor has no bfloat16")

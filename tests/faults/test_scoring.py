@@ -64,6 +64,23 @@ def test_a_worker_that_dies_is_followed_by_one_that_ends_its_work(
     assert finish_run(run_id, settings).scored == PICTURES - 1
 
 
+def test_a_worker_that_hangs_is_ended_and_followed(
+    shard: int,
+    settings: Settings,
+    pictures: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    marker = tmp_path / "stopped"
+    fault = {"point": "infer", "signal": signal.SIGSTOP, "nth": 40, "marker": str(marker)}
+    monkeypatch.setenv("FAULT", json.dumps(fault))
+    supervise.score_shard(settings.model_copy(update={"shard_lease_seconds": 30}), shard)
+    assert marker.exists(), "nothing stopped"
+    assert "died (silent for 30 s)" in caplog.text
+    check(settings, pictures)
+
+
 def test_a_picture_that_kills_is_quarantined_and_the_shard_goes_on(
     shard: int,
     settings: Settings,

@@ -150,7 +150,9 @@ def test_history_is_scored_again_only_where_another_model_did(
         ([2**19] * 4, [2, 2]),
         # No more than four shards: each takes more.
         ([1] * 40, [10, 10, 10, 10]),
-        ([0] * 3, [3]),
+        # Two are scored at the same time.
+        ([0] * 3, [2, 1]),
+        ([0], [1]),
     ],
 )
 def test_shards_are_of_like_work(sizes: list[int], expected: list[int]) -> None:
@@ -159,6 +161,12 @@ def test_shards_are_of_like_work(sizes: list[int], expected: list[int]) -> None:
     shards = cut(uploads, settings)
     assert [len(shard) for shard in shards] == expected
     assert [upload for shard in shards for upload in shard] == uploads
+
+
+@pytest.mark.parametrize(("pictures", "expected"), [(10, [10]), (60, [30, 30]), (150, [75, 75])])
+def test_a_shard_is_worth_its_start(pictures: int, expected: list[int]) -> None:
+    settings = Settings(shard_images=100, scoring_tasks=2)
+    assert [len(shard) for shard in cut([(n, 0) for n in range(pictures)], settings)] == expected
 
 
 @pytest.mark.parametrize(
