@@ -1,17 +1,18 @@
 """The usual loop over a bucket against ours: the same pictures and weights, from objects to rows.
 
     python benchmarks/scoring.py --data DIR --weights FILE [--pictures N] [--sizes N ...]
-        [--engines NAME ...] [--out DIR]
+        [--engines NAME ...] [--night N] [--out DIR]
 
 DIR holds `pistols/` and `negatives/` (Images/N.jpeg, Labels/N.txt), FILE is what
 `benchmarks/accuracy.py` trained on three quarters of them; the other quarter is scored here. The
 usual loop is the one of tutorials: boto3, PIL, ToTensor, torchvision's detector on one picture at
 a time, one INSERT for each box. Ours is `gun-detection score`. Each is a process of its own with
-an empty database, and all that it does counts, its start as well. A ResNet-50 has random weights,
-which show its cost alone, on N pictures.
+an empty database. A ResNet-50 has random weights, which show its cost alone, on N pictures.
 
-Prints pictures/s, CPU seconds of a picture, the largest memory of all processes of a side, and AP50
-of the rows; leaves `scoring.json` and a plot of AP50 against cost in `--out`.
+Prints, of each side, pictures/s and CPU seconds of a picture after the first, and those of a run
+over one picture apart; the largest memory of all its processes; AP50 of the rows. In the end the
+chosen network scores the pictures of a whole night, its start included. Leaves `scoring.json` and a
+plot of AP50 against cost in `--out`.
 """
 
 import argparse
@@ -231,7 +232,7 @@ class Comparison:
 
     def _small(self, size: int | None, mirrored: bool) -> tuple[DetectorConfig, FasterRCNN]:
         config = DetectorConfig(
-            architecture=SMALL, norm="folded", mirrored=mirrored, **_sides(size)
+            architecture=SMALL, norm="folded", mirrored=mirrored, **_input_sides(size)
         )
         return config, deserialize(self._weights, config).eval()
 
@@ -343,7 +344,7 @@ _TABLE = """
 """
 
 
-def _sides(size: int | None) -> dict[str, int]:
+def _input_sides(size: int | None) -> dict[str, int]:
     """Both sides that the small detector resizes to; the longer one as the architecture's own."""
     if size is None:
         return {}
