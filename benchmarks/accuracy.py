@@ -21,7 +21,7 @@ from embedded.servers import make_bucket, temporary_servers
 from gun_detection import stages
 from gun_detection.database import open_session, upgrade
 from gun_detection.logs import configure_logging
-from gun_detection.release.registry import get_model
+from gun_detection.release.champion import get_model
 from gun_detection.settings import load_settings
 from gun_detection.storage import Storage
 from gun_detection.training.config import PRESETS, parse_override

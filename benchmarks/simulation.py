@@ -25,7 +25,7 @@ from embedded.processes import marker_of
 from embedded.stack import Stack
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion
-from gun_detection.release.registry import promote
+from gun_detection.release.champion import promote
 from gun_detection.settings import Settings
 
 DAG = "score_uploads"

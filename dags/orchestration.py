@@ -108,8 +108,12 @@ class ScoringRunLink(BaseOperatorLink):
 
     name = "Scoring run"
 
+    def __init__(self, *, plan_task: str) -> None:
+        self.plan_task = plan_task
+
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
-        return _returned(ti_key, "run_url")
+        # As the run was planned: it is also there where its end says that something is wrong.
+        return str(ti_key.xcom_pull(task_ids=self.plan_task, key="run_url") or "")
 
 
 # What a person may say beside the answer. Airflow adds the DAG's own parameters to what it gets

@@ -52,14 +52,18 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         params: dict[str, Any] | None = None,
         dag: Any = None,
         run_id: str | None = None,
-    ) -> dict[str, Any]:
-        """Open the run and cut it into shards."""
+        ti: Any = None,
+    ) -> list[int]:
+        """Open the run and cut it into shards; their ids, which the scoring tasks are mapped over.
+
+        Beside them go the run's id and the address of its page.
+        """
         from gun_detection import stages
         from gun_detection.settings import load_settings
 
         assert params is not None
         # The same run planned again, as after a crash, is the plan that was made first.
-        return stages.plan_scoring(
+        planned = stages.plan_scoring(
             load_settings(),
             surveyed,
             params["bucket"],
@@ -68,10 +72,8 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
             run_id=f"airflow:{dag.dag_id}:{run_id}",
             limit=limit,
         )
-
-    @task
-    def shards(planned: dict[str, Any]) -> list[int]:
-        """The ids that the scoring tasks are mapped over."""
+        for name in ("run_id", "run_url"):
+            ti.xcom_push(name, planned[name])
         return list(planned["shard_ids"])
 
     @task(
@@ -96,7 +98,7 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         return done
 
     @task(trigger_rule=TriggerRule.ALL_DONE, outlets=[DETECTIONS])
-    def finish(planned: dict[str, Any] | None, outlet_events: Any = None) -> dict[str, Any]:
+    def finish(scoring_run: str | None, outlet_events: Any = None) -> dict[str, Any]:
         """Close the run, and fail when anything was left undone."""
         from airflow.sdk.exceptions import AirflowFailException
         from airflow.sdk.observability import stats
@@ -104,13 +106,13 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         from gun_detection import stages
         from gun_detection.settings import load_settings
 
-        if planned is None:
+        if scoring_run is None:
             raise AirflowFailException("nothing was planned: look at the log of the plan task")
         settings = load_settings()
         fresh = stages.freshness(settings)
         stats.gauge("gun_detection.scoring.unscored", fresh["unscored"])
         stats.gauge("gun_detection.scoring.oldest_unscored_seconds", fresh["oldest_seconds"])
-        summary = stages.finish_scoring(settings, planned["run_id"])
+        summary = stages.finish_scoring(settings, scoring_run)
         print(summary["text"])
         outlet_events[DETECTIONS].extra = {
             name: summary[name] for name in ("run_id", "scored", "quarantined", "detections")
@@ -121,7 +123,7 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
     confirm = Confirm(task_id="confirm", survey_task="survey")
     surveyed >> confirm
     planned = plan(surveyed, confirm.output)
-    finished = finish(planned)
-    score.expand(shard_id=shards(planned)) >> finished
-    planned.operator.operator_extra_links = (ScoringRunLink(),)
-    finished.operator.operator_extra_links = (ScoringRunLink(),)
+    finished = finish(planned["run_id"])  # type: ignore[index]
+    score.expand(shard_id=planned) >> finished
+    for made in (planned, finished):
+        made.operator.operator_extra_links = (ScoringRunLink(plan_task="plan"),)

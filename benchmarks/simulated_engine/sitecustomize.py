@@ -5,13 +5,12 @@ SIMULATED_STREAMS say how long a picture takes and how many are looked at at onc
 SIMULATED_CPU each process writes a line with its CPU seconds, those of its decoders included.
 """
 
-import atexit
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,8 +50,17 @@ def _write_cpu() -> None:
         file.write(f"{seconds}\n")
 
 
+def _leave(code: int) -> NoReturn:
+    # Decoders that were forked from it count as its children.
+    if os.getpid() == _PID:
+        _write_cpu()
+    _EXIT(code)
+
+
+_PID, _EXIT = os.getpid(), os._exit
 if "gun_detection.scoring.worker" in sys.orig_argv:
     from gun_detection.release import packages
 
     packages.open_engine = WaitingEngine  # type: ignore[assignment]
-    atexit.register(_write_cpu)
+    # The worker leaves by it, past all that is registered for an end.
+    os._exit = _leave

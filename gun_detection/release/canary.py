@@ -118,7 +118,8 @@ def _look(request: Request, settings: Settings) -> list[dict[str, list[float]]]:
     from gun_detection.database import open_session
     from gun_detection.datasets.manifest import load_manifest
     from gun_detection.datasets.torch_dataset import DetectionDataset
-    from gun_detection.release.registry import get_model, load_predictor
+    from gun_detection.release.champion import get_model
+    from gun_detection.release.registry import load_predictor
     from gun_detection.storage import Storage
 
     storage = Storage(settings)

@@ -29,8 +29,8 @@ from gun_detection.evaluation.report import (
     slice_row,
 )
 from gun_detection.evaluation.slices import Slice
+from gun_detection.release.champion import get_model
 from gun_detection.release.pages import environment
-from gun_detection.release.registry import get_model
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 

@@ -34,6 +34,7 @@ from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, l
 from gun_detection.evaluation.matching import IOU, pairwise_iou
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.evaluation.samples import Samples, measure
+from gun_detection.release.champion import require_weights
 from gun_detection.release.packages import (
     cached_file,
     device_of,
@@ -41,7 +42,7 @@ from gun_detection.release.packages import (
     package_key,
     require_runnable,
 )
-from gun_detection.release.registry import load_model, require_weights
+from gun_detection.release.registry import load_model
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 

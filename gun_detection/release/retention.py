@@ -20,7 +20,7 @@ from gun_detection.database.models import (
     ScoringRun,
 )
 from gun_detection.errors import ServiceUnavailableError
-from gun_detection.release.registry import current_champion, take_turn
+from gun_detection.release.champion import current_champion, take_turn
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 

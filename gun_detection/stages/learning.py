@@ -109,7 +109,7 @@ def evaluate(
 ) -> Json:
     """Measure a model version on a data set's frozen split (the newest by default)."""
     from gun_detection.evaluation.evaluate import evaluate_version
-    from gun_detection.release.registry import get_model
+    from gun_detection.release.champion import get_model
     from gun_detection.training.train import latest_dataset
 
     with open_session(settings) as session:
@@ -130,7 +130,7 @@ def compare(
     """Two model versions on the same pictures, with the interval of each difference."""
     from gun_detection.evaluation.compare import compare as compare_samples
     from gun_detection.evaluation.evaluate import evaluate_version, load_samples
-    from gun_detection.release.registry import get_model
+    from gun_detection.release.champion import get_model
     from gun_detection.training.train import latest_dataset
 
     storage = Storage(settings)
@@ -166,7 +166,7 @@ def threshold(
 
     from gun_detection.evaluation.evaluate import evaluate_version, load_samples
     from gun_detection.evaluation.threshold import OperatingTarget, choose_threshold
-    from gun_detection.release.registry import get_model
+    from gun_detection.release.champion import get_model
     from gun_detection.training.train import latest_dataset
 
     try:

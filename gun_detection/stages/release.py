@@ -31,10 +31,10 @@ def gate(
     from gun_detection.evaluation.evaluate import evaluate_version
     from gun_detection.release.canary import fly_canary
     from gun_detection.release.card import write_card
+    from gun_detection.release.champion import current_champion, get_model, require_weights
     from gun_detection.release.gate import explain, judge, record, require_same_data
     from gun_detection.release.pages import approval_text
     from gun_detection.release.policy import load_policy
-    from gun_detection.release.registry import current_champion, get_model, require_weights
     from gun_detection.release.rules import Case
     from gun_detection.training.train import latest_dataset
 
@@ -123,8 +123,9 @@ def promote(
     The stored weights are read and checked first, whoever promotes.
     """
     from gun_detection.release.card import write_card
-    from gun_detection.release.registry import get_model, verify_weights
-    from gun_detection.release.registry import promote as promote_model
+    from gun_detection.release.champion import get_model
+    from gun_detection.release.champion import promote as promote_model
+    from gun_detection.release.registry import verify_weights
 
     storage = Storage(settings)
     with open_session(settings) as session:
@@ -164,8 +165,9 @@ def require_passed(settings: Settings, model: str) -> int:
 
 def rollback(settings: Settings, actor: str, reason: str, to: str | None = None) -> Json:
     """Make an earlier champion the champion again, from the next scoring run on."""
-    from gun_detection.release.registry import rollback as rollback_model
-    from gun_detection.release.registry import rollback_target, verify_weights
+    from gun_detection.release.champion import rollback as rollback_model
+    from gun_detection.release.champion import rollback_target
+    from gun_detection.release.registry import verify_weights
 
     with open_session(settings) as session:
         target = rollback_target(session, to)
@@ -197,9 +199,9 @@ def package(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Json:
     """Make a version ready for an engine, by default for those that the settings may choose."""
+    from gun_detection.release.champion import get_model
     from gun_detection.release.packaging import package as make_one
     from gun_detection.release.packaging import package_all
-    from gun_detection.release.registry import get_model
 
     wanted = settings.engine if engine is None else engine
     with open_session(settings) as session:
@@ -231,7 +233,7 @@ def package(
 def model_card(settings: Settings, model: str) -> dict[str, bytes]:
     """The files of a model's card (HTML, Markdown, pictures), made anew from what is recorded."""
     from gun_detection.release.card import write_card
-    from gun_detection.release.registry import get_model
+    from gun_detection.release.champion import get_model
 
     with open_session(settings) as session:
         version = get_model(session, model)

@@ -26,7 +26,7 @@ def survey_uploads(
 
     `confirm` is whether a person is to be asked first.
     """
-    from gun_detection.release.registry import get_model
+    from gun_detection.release.champion import get_model
     from gun_detection.scoring.plan import survey
     from gun_detection.scoring.sources import choose_sources, load_sources
 
@@ -52,7 +52,7 @@ def plan_scoring(
     limit: int | None = None,
 ) -> Json:
     """Open a scoring run over what was surveyed; its model is pinned from here on."""
-    from gun_detection.release.registry import get_model
+    from gun_detection.release.champion import get_model
     from gun_detection.scoring.plan import Survey, open_run
     from gun_detection.scoring.sources import choose_sources, load_sources
 

@@ -17,7 +17,8 @@ from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
 from gun_detection.errors import NotFoundError
 from gun_detection.evaluation.matching import match_all
 from gun_detection.evaluation.threshold import choose_threshold
-from gun_detection.release.registry import NewModel, current_champion, publish
+from gun_detection.release.champion import current_champion
+from gun_detection.release.registry import NewModel, publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from gun_detection.training.checkpoints import Checkpoints

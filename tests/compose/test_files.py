@@ -197,3 +197,20 @@ def test_image_context_holds_no_secret() -> None:
     lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert "*" in lines
     assert not {"!.env", "!.git", "!**"} & set(lines)
+
+
+def test_settings_of_the_operator_reach_every_service_of_airflow(
+    project: Path, compose: Compose, tmp_path: Path
+) -> None:
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    with (tmp_path / "docker" / "config" / "settings.env").open("a") as file:
+        file.write("GUN_DETECTION_RUN_IMAGES=17\nGUN_DETECTION_HOME=/elsewhere\n")
+    result = compose(tmp_path, "config", COMPOSE_PROFILES="gpu")
+    assert result.returncode == 0, result.stderr
+    services = yaml.safe_load(result.stdout)["services"]
+    ours = [service for name, service in services.items() if re.match("airflow-|worker", name)]
+    assert len(ours) == 7
+    for service in ours:
+        assert service["environment"]["GUN_DETECTION_RUN_IMAGES"] == "17"
+        assert service["environment"]["GUN_DETECTION_HOME"] == "/var/lib/gun-detection"
+        assert any(":/etc/gun-detection:ro" in volume for volume in service["volumes"])

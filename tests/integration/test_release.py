@@ -14,7 +14,7 @@ from embedded.config import PlatformError
 from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.datasets.synthetic import upload_pictures
-from gun_detection.release.registry import take_turn
+from gun_detection.release.champion import take_turn
 from gun_detection.storage import Storage
 from tests.integration.conftest import QUICK, WEBHOOK_PATH, RunningPlatform, run
 

@@ -10,7 +10,8 @@ from sqlalchemy import text
 from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.errors import NotFoundError, ReleaseError, TerminalError
-from gun_detection.release.registry import get_model, publish
+from gun_detection.release.champion import get_model
+from gun_detection.release.registry import publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model

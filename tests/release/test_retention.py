@@ -13,8 +13,9 @@ from gun_detection.database.models import (
     ScoringRun,
 )
 from gun_detection.errors import ModelError, ServiceUnavailableError
+from gun_detection.release.champion import get_model, promote
 from gun_detection.release.packages import package_key
-from gun_detection.release.registry import get_model, load_model, promote, publish
+from gun_detection.release.registry import load_model, publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model

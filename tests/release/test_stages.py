@@ -9,8 +9,9 @@ from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.database.models import GateDecision
 from gun_detection.errors import GunDetectionError, NotFoundError, ReleaseError
+from gun_detection.release.champion import get_model
 from gun_detection.release.pages import approval_text, decision_page, models_page, verdict_page
-from gun_detection.release.registry import get_model, publish
+from gun_detection.release.registry import publish
 from gun_detection.release.verdict import Outcome, Verdict
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage

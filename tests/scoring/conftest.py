@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion
 from gun_detection.detector.engines import Engine
-from gun_detection.release.registry import promote
+from gun_detection.release.champion import promote
 from gun_detection.scoring.leases import claim_shard
 from gun_detection.scoring.pipeline import Reads, score_shard
 from gun_detection.scoring.plan import Kind, Plan, Survey, open_run, survey

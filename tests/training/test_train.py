@@ -11,7 +11,7 @@ import torch
 from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.errors import DatasetError, TrainingError, TransientError
-from gun_detection.release.registry import get_model
+from gun_detection.release.champion import get_model
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
 from gun_detection.training.loop import Progress

@@ -1,0 +1,163 @@
+"""The append-only log of who was champion, and model versions by their names.
+
+Nothing here loads a model.
+"""
+
+import logging
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from gun_detection.database.models import Approval, GateDecision, ModelVersion, Promotion
+from gun_detection.errors import ModelError, NotFoundError, ReleaseError, ServiceUnavailableError
+
+logger = logging.getLogger(__name__)
+
+_PROMOTION_LOCK = 0x67756E70
+
+
+def get_model(session: Session, name: str) -> ModelVersion:
+    """The version with this id, or the champion for `champion`; raises `NotFoundError`."""
+    if name == "champion":
+        champion = current_champion(session)
+        if champion is None:
+            raise NotFoundError(
+                "there is no champion yet: run the retrain DAG, or `gun-detection promote MODEL`",
+                reason="NO_CHAMPION",
+            )
+        return champion
+    model = session.get(ModelVersion, name)
+    if model is None:
+        raise NotFoundError(f"there is no model version {name!r}: see `gun-detection models`")
+    return model
+
+
+def require_weights(version: ModelVersion) -> None:
+    """Raise `ModelError` where retention has deleted them."""
+    if version.deleted_at is not None:
+        raise ModelError(
+            f"the weights of {version.id} were deleted by retention on "
+            f"{version.deleted_at:%Y-%m-%d}: take another version, or train it again",
+            reason="MODEL_DELETED",
+        )
+
+
+def current_champion(session: Session) -> ModelVersion | None:
+    """The model of the last promotion, if there was one."""
+    last = select(Promotion.model_id).order_by(Promotion.id.desc()).limit(1).scalar_subquery()
+    return session.scalar(select(ModelVersion).where(ModelVersion.id == last))
+
+
+def promote(
+    session: Session,
+    model_id: str,
+    *,
+    actor: str,
+    reason: str,
+    decision: GateDecision | None = None,
+) -> Promotion:
+    """Make a version champion, by one more row; promoting the champion again adds none.
+
+    With a gate decision it must have passed, be about this model, not have been refused by a
+    person, and have compared the model with the present champion: another may have been promoted
+    since. Raises `ReleaseError`, and `ServiceUnavailableError` while another promotion is made.
+    """
+    take_turn(session)
+    model = get_model(session, model_id)
+    champion = current_champion(session)
+    champion_id = champion.id if champion else None
+    if decision is not None:
+        if decision.candidate_id != model.id or not decision.passed:
+            raise ReleaseError(f"gate decision {decision.id} does not allow {model.id}")
+        refused = session.scalar(
+            select(Approval).where(
+                Approval.gate_decision_id == decision.id, Approval.approved.is_(False)
+            )
+        )
+        if refused is not None:
+            raise ReleaseError(
+                f"{refused.actor} refused gate decision {decision.id}: run the gate again, "
+                "or promote with --force and a reason"
+            )
+        if decision.champion_id != champion_id and champion_id != model.id:
+            raise ReleaseError(
+                f"the champion is {champion_id} by now, and {model.id} was compared with "
+                f"{decision.champion_id}: run the gate again",
+                reason="CHAMPION_CHANGED",
+            )
+    if champion_id == model.id:
+        last = session.scalar(select(Promotion).order_by(Promotion.id.desc()).limit(1))
+        assert last is not None
+        return last
+    return _append(session, model.id, champion_id, "promote", actor, reason, decision)
+
+
+def rollback(session: Session, *, actor: str, reason: str, to: str | None = None) -> Promotion:
+    """Go back to the champion before this one, or to an earlier champion `to`, by one more row."""
+    take_turn(session)
+    target, champion = rollback_target(session, to), current_champion(session)
+    assert champion is not None
+    return _append(session, target.id, champion.id, "rollback", actor, reason, None)
+
+
+def rollback_target(session: Session, to: str | None = None) -> ModelVersion:
+    """Where a rollback would go to; raises `ReleaseError` where there is nothing like it."""
+    champion = current_champion(session)
+    if champion is None:
+        raise ReleaseError("there is no champion to roll back", reason="NO_CHAMPION")
+    earlier = _earlier_champions(session, champion.id)
+    if to is not None and to not in earlier:
+        raise ReleaseError(
+            f"{to} was not a champion before {champion.id}: "
+            f"choose from {', '.join(earlier) or 'none'}"
+        )
+    if not earlier:
+        raise ReleaseError(f"{champion.id} is the first champion: there is nothing to go back to")
+    return get_model(session, to or earlier[0])
+
+
+def _earlier_champions(session: Session, champion_id: str) -> list[str]:
+    """The champions that this one came after, latest first.
+
+    A rollback does not count as coming after what it left: two in a row go back two steps.
+    """
+    stack: list[str] = []
+    for row in session.scalars(select(Promotion).order_by(Promotion.id)):
+        if row.kind == "rollback" and row.model_id in stack:
+            del stack[stack.index(row.model_id) :]
+        stack.append(row.model_id)
+    return [model for model in reversed(stack[:-1]) if model != champion_id]
+
+
+def _append(
+    session: Session,
+    model_id: str,
+    previous_id: str | None,
+    kind: str,
+    actor: str,
+    reason: str,
+    decision: GateDecision | None,
+) -> Promotion:
+    if not actor or not reason:
+        raise ReleaseError(f"a {kind} needs who does it and why")
+    row = Promotion(
+        model_id=model_id,
+        previous_id=previous_id,
+        kind=kind,
+        actor=actor,
+        reason=reason,
+        gate_decision_id=decision.id if decision else None,
+    )
+    session.add(row)
+    session.flush()
+    logger.info("%s: %s after %s, by %s", kind, model_id, previous_id, actor)
+    return row
+
+
+def take_turn(session: Session) -> None:
+    """Promotions happen one after the other, in the order in which this is granted."""
+    got = session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _PROMOTION_LOCK})
+    if not got:
+        raise ServiceUnavailableError(
+            "another promotion is under way: try again", reason="PROMOTION_UNDER_WAY"
+        )

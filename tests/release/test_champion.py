@@ -1,0 +1,108 @@
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from gun_detection.database import open_session
+from gun_detection.database.models import GateDecision, ModelVersion, Promotion
+from gun_detection.errors import (
+    NotFoundError,
+    ReleaseError,
+    ServiceUnavailableError,
+)
+from gun_detection.release.champion import current_champion, get_model, promote, rollback
+from gun_detection.settings import Settings
+
+Publish = Callable[[int], ModelVersion]
+
+
+def by(session: Session, model: ModelVersion) -> Promotion:
+    return promote(session, model.id, actor="tester", reason="a test")
+
+
+def test_the_last_promotion_is_the_champion(publish_model: Publish, session: Session) -> None:
+    with pytest.raises(NotFoundError, match="no champion yet"):
+        get_model(session, "champion")
+    first, second = publish_model(1), publish_model(2)
+    by(session, first)
+    assert by(session, second).previous_id == first.id
+    assert get_model(session, "champion").id == second.id
+    again = by(session, second)
+    assert session.scalar(select(func.count()).select_from(Promotion)) == 2
+    assert again.model_id == second.id
+
+
+def test_rolling_back_twice_goes_back_two_steps(publish_model: Publish, session: Session) -> None:
+    models = [publish_model(seed) for seed in (1, 2, 3)]
+    for model in models:
+        by(session, model)
+    for expected in (models[1], models[0]):
+        rollback(session, actor="tester", reason="worse in practice")
+        champion = current_champion(session)
+        assert champion is not None
+        assert champion.id == expected.id
+    with pytest.raises(ReleaseError, match="first champion"):
+        rollback(session, actor="tester", reason="again")
+    kinds = session.scalars(select(Promotion.kind).order_by(Promotion.id))
+    assert list(kinds) == ["promote"] * 3 + ["rollback"] * 2
+
+
+def test_rolling_back_to_a_stranger_is_refused(publish_model: Publish, session: Session) -> None:
+    first, second, never = (publish_model(seed) for seed in (1, 2, 3))
+    by(session, first)
+    by(session, second)
+    with pytest.raises(ReleaseError, match="was not a champion"):
+        rollback(session, actor="tester", reason="why", to=never.id)
+    assert rollback(session, actor="tester", reason="why", to=first.id).model_id == first.id
+
+
+@pytest.mark.parametrize(("actor", "reason"), [("", "why"), ("who", "")])
+def test_who_and_why_are_needed(
+    publish_model: Publish, session: Session, actor: str, reason: str
+) -> None:
+    with pytest.raises(ReleaseError, match="who does it and why"):
+        promote(session, publish_model(1).id, actor=actor, reason=reason)
+
+
+def _decision(session: Session, candidate: str, champion: str | None, passed: bool) -> GateDecision:
+    row = GateDecision(
+        candidate_id=candidate, champion_id=champion, holdout_id="h", passed=passed, rules=[]
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def test_a_decision_allows_only_what_it_was_about(publish_model: Publish, session: Session) -> None:
+    first, second, third = (publish_model(seed) for seed in (1, 2, 3))
+    by(session, first)
+    for decision in (
+        _decision(session, second.id, first.id, passed=False),
+        _decision(session, third.id, first.id, passed=True),
+    ):
+        with pytest.raises(ReleaseError, match="does not allow"):
+            promote(session, second.id, actor="a", reason="b", decision=decision)
+    stale = _decision(session, second.id, None, passed=True)
+    with pytest.raises(ReleaseError) as caught:
+        promote(session, second.id, actor="a", reason="b", decision=stale)
+    assert caught.value.reason == "CHAMPION_CHANGED"
+    good = _decision(session, second.id, first.id, passed=True)
+    assert promote(session, second.id, actor="a", reason="b", decision=good).gate_decision_id
+    # The task that promoted is tried again after it was killed: no second row, no error.
+    assert promote(session, second.id, actor="a", reason="b", decision=good).model_id == second.id
+
+
+def test_of_two_promotions_at_once_the_second_is_told(
+    publish_model: Publish, session: Session, settings: Settings
+) -> None:
+    model = publish_model(1)
+    by(session, model)
+
+    def second() -> None:
+        with open_session(settings) as other:
+            promote(other, model.id, actor="a", reason="b")
+
+    with pytest.raises(ServiceUnavailableError) as caught:
+        second()
+    assert caught.value.reason == "PROMOTION_UNDER_WAY"
