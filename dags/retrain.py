@@ -101,17 +101,24 @@ button of **train** the curves.
 )
 def retrain() -> None:
     @task(inlets=[TRAINING_DATA])
-    def check_need(params: dict[str, Any] | None = None) -> dict[str, Any]:
+    def check_need(params: dict[str, Any] | None = None, dag_run: Any = None) -> dict[str, Any]:
         """Skip the run when there is nothing new to learn from."""
         from airflow.sdk.exceptions import AirflowSkipException
 
         from gun_detection import stages
+        from gun_detection.errors import NotFoundError
         from gun_detection.settings import load_settings
 
         assert params is not None
-        need = stages.check_need(
-            load_settings(), params["dataset_id"], params["preset"], params["overrides"]
-        )
+        try:
+            need = stages.check_need(
+                load_settings(), params["dataset_id"], params["preset"], params["overrides"]
+            )
+        except NotFoundError as error:
+            # The nights before the first data came are no failures.
+            if error.reason == "NO_DATASET" and dag_run.run_type == "scheduled":
+                raise AirflowSkipException(error.message) from error
+            raise
         print(need["reason"])
         if not need["needed"] and not params["force"]:
             raise AirflowSkipException(need["reason"])

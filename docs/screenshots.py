@@ -12,9 +12,13 @@ import sys
 from pathlib import Path
 
 from playwright.sync_api import Page, ViewportSize, sync_playwright
+from sqlalchemy import text
 
 from embedded.config import load_platform
 from embedded.stack import Stack
+from gun_detection.database import open_session
+from gun_detection.settings import Settings
+from gun_detection.stages.links import run_url
 
 SIZE: ViewportSize = {"width": 1440, "height": 810}
 
@@ -63,14 +67,20 @@ def main() -> None:
             page.wait_for_timeout(2000)
             page.screenshot(path=folder / "retrain.png")
         shoot(page, f"{airflow.url}/plugin/gun-detection-models", folder / "models.png")
-        scored = [run["dag_run_id"] for run in airflow.dag_runs("score_uploads")]
-        place = f"{airflow.url}/dags/score_uploads/runs/{scored[-1]}"
-        shoot(page, f"{place}/plugin/scoring", folder / "scoring.png")
+        page.set_viewport_size({"width": SIZE["width"], "height": 1410})
+        shoot(page, run_url(stack.settings, _largest_run(stack.settings)), folder / "scoring.png")
+        page.set_viewport_size(SIZE)
         page.goto(f"{airflow.url}/dags/score_uploads")
         page.get_by_role("button", name="Trigger").click()
         page.wait_for_timeout(2000)
         page.screenshot(path=folder / "trigger.png")
         browser.close()
+
+
+def _largest_run(settings: Settings) -> str:
+    statement = "SELECT id FROM scoring_run ORDER BY planned DESC, created_at DESC LIMIT 1"
+    with open_session(settings) as session:
+        return str(session.execute(text(statement)).scalar_one())
 
 
 def shoot(page: Page, url: str, path: Path) -> None:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -169,6 +170,15 @@ class Airflow:
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         parameters = {"map_index": map_index, "deserialize": True}
         return self.request("GET", path, params=parameters)["value"]
+
+    def results(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """What each task returned that ended well; mapped tasks, and None, are left out."""
+        found = {}
+        for task in self.task_instances(dag_id, run_id):
+            if task["state"] == "success" and task["map_index"] < 0:
+                with suppress(NotFoundError):
+                    found[task["task_id"]] = self.xcom(dag_id, run_id, task["task_id"])
+        return found
 
     def ensure_pool(self, name: str, slots: int, description: str) -> None:
         """Make the pool unless it is there; one that somebody changed stays as it is."""

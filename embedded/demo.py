@@ -99,9 +99,7 @@ def _run(airflow: Airflow, console: Console, dag_id: str, conf: dict[str, Any]) 
             f"{dag_id} failed in {', '.join(failed)}: "
             f"look at {airflow.url}/dags/{dag_id}/runs/{run_id}"
         )
-    for task in tasks:
-        if task["state"] == "success" and task["map_index"] < 0:
-            run.results[task["task_id"]] = airflow.xcom(dag_id, run_id, task["task_id"])
+    run.results = airflow.results(dag_id, run_id)
     console.print(f"[green]✓[/] {dag_id} [dim]({run.seconds:.0f} s)[/]")
     return run
 

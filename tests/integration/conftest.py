@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 from embedded.airflow import Airflow
 from embedded.config import Ports, load_platform, port_variable
 from embedded.stack import Stack
-from gun_detection.errors import NotFoundError
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.integration.receiver import Receiver, receive
@@ -21,6 +20,7 @@ from tests.integration.receiver import Receiver, receive
 # As long as people are waited for in the tests.
 SECONDS_TO_ANSWER = 75
 SOURCES, ENGINE = "GUN_DETECTION_SOURCES_FILE", "GUN_DETECTION_ENGINE"
+PRESET = "GUN_DETECTION_TRAINING_PRESET"
 # Looked at between the nights; the other bucket is scored when a test says so.
 WATCHED = "watched-uploads"
 APPROVAL_HOURS, WEBHOOK = "GUN_DETECTION_APPROVAL_HOURS", "AIRFLOW_CONN_GUN_DETECTION_WEBHOOK"
@@ -74,6 +74,8 @@ def platform() -> Iterator[RunningPlatform]:
             patch.setenv(SOURCES, _sources(Path(folder)))
             # Packages for the others take a minute for each champion.
             patch.setenv(ENGINE, "eager")
+            # Of a training that a test says nothing of.
+            patch.setenv(PRESET, "smoke")
             stack = Stack(load_platform())
             # Made once, while the variables above are there.
             environment = stack.environment
@@ -103,15 +105,8 @@ def run(platform: RunningPlatform, dag_id: str, conf: dict[str, Any]) -> dict[st
         if task["state"] == "failed" and task["map_index"] < 0
     )
     assert state == "success", logs[-3000:]
-    results: dict[str, Any] = {"run_id": run_id}
-    for task in tasks:
-        if task["state"] == "skipped":
-            results[task["task_id"]] = "skipped"
-        elif task["map_index"] < 0:
-            # A task that skips those after it returns nothing.
-            with suppress(NotFoundError):
-                results[task["task_id"]] = platform.airflow.xcom(dag_id, run_id, task["task_id"])
-    return results
+    skipped = {task["task_id"]: "skipped" for task in tasks if task["state"] == "skipped"}
+    return {"run_id": run_id} | skipped | platform.airflow.results(dag_id, run_id)
 
 
 @pytest.fixture

@@ -1,13 +1,19 @@
 """Once round the whole loop in a real Airflow: the three DAGs, on real servers."""
 
+import io
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 from sqlalchemy import text
 
+from embedded.airflow import FINISHED
 from embedded.config import PlatformError
+from embedded.demo import demo
 from gun_detection.database import open_session
 from gun_detection.datasets.synthetic import hold_on_side, upload_pictures
 from gun_detection.storage import Storage
@@ -34,6 +40,18 @@ def outcomes(platform: RunningPlatform, prefix: str) -> dict[tuple[str, str | No
 def test_the_dags_have_no_import_errors(platform: RunningPlatform) -> None:
     platform.airflow.wait_for_dag("score_uploads")
     assert platform.airflow.import_errors() == []
+
+
+def test_the_first_night_does_not_fail_for_want_of_data(platform: RunningPlatform) -> None:
+    platform.airflow.wait_for_dag("retrain")
+    for _ in range(60):
+        nights = [
+            run for run in platform.airflow.dag_runs("retrain") if run["run_type"] == "scheduled"
+        ]
+        if nights and all(run["state"] in FINISHED for run in nights):
+            break
+        time.sleep(1)
+    assert [run["state"] for run in nights] == ["success"]
 
 
 def test_a_candidate_is_trained_measured_judged_and_promoted(
@@ -182,3 +200,21 @@ def test_the_loop_goes_round_on_real_pictures(
     assert outcomes(platform, "real/") == {("scored", None): 8}
     [row] = query(platform, "SELECT COUNT(*) AS boxes FROM detection")
     assert row.boxes > 0
+
+
+def test_the_demo_ends_with_what_came_of_it_and_doubles_nothing(
+    platform: RunningPlatform, champion: dict[str, Any]
+) -> None:
+    for again in (False, True):
+        console = Console(file=io.StringIO(), width=200)
+        demo(platform.stack, console, lambda _: nullcontext(), "synthetic:80:3")
+        table = " ".join(console.file.getvalue().split())
+        assert "scored 25 pictures" in table
+        assert "quarantined 2: corrupt.jpg TRUNCATED, notes.jpg NOT_IMAGE" in table
+        assert ("neither data nor configuration changed" in table) is again
+    rows = query(
+        platform,
+        "SELECT COUNT(*) FROM ledger l JOIN upload u ON u.id = l.upload_id "
+        "WHERE u.key LIKE 'demo/%'",
+    )
+    assert rows[0][0] == 27

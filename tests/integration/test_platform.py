@@ -12,7 +12,14 @@ import pytest
 from embedded.config import USERS, PlatformError
 from embedded.stack import Stack
 from gun_detection.storage import Storage
-from tests.integration.conftest import APPROVAL_HOURS, ENGINE, SOURCES, WEBHOOK, RunningPlatform
+from tests.integration.conftest import (
+    APPROVAL_HOURS,
+    ENGINE,
+    PRESET,
+    SOURCES,
+    WEBHOOK,
+    RunningPlatform,
+)
 
 pytestmark = pytest.mark.airflow
 
@@ -80,7 +87,7 @@ def test_changed_settings_reach_the_services(
     platform: RunningPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUN_DETECTION_DATASET_SOURCE", '/some "folder" with 100% o\'dd; names')
-    for name in (APPROVAL_HOURS, ENGINE, WEBHOOK, SOURCES):
+    for name in (APPROVAL_HOURS, ENGINE, PRESET, WEBHOOK, SOURCES):
         # What other tests rely on stays.
         monkeypatch.setenv(name, platform.environment[name])
     changed = Stack(platform.stack.platform)
