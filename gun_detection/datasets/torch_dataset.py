@@ -38,7 +38,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     bucket holds no better.
 
     With `side`, for training, pictures are made smaller until their longer side is at most so many
-    pixels, boxes with them, and are kept decoded (up to the setting `pixel_cache_gb`).
+    pixels, boxes with them, and are kept decoded (up to the setting `pixel_cache_gb`). With `fit`
+    they are decoded as scoring does for a network of that input size (`images.decode`).
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         storage: Storage,
         *,
         side: int | None = None,
+        fit: tuple[int, int] | None = None,
     ) -> None:
         self.entries: tuple[Entry, ...] = manifest.split(split)
         self._settings = settings
         self._limits = DecodeLimits.from_settings(settings)
         self._cache = settings.home / "cache" / "images"
         self._pixels = PixelCache(settings, side) if side else None
+        self._fit = fit
         self._storage = storage
         self._process = os.getpid()
 
@@ -76,11 +79,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous(), target
 
     def _decoded(self, index: int) -> NDArray[np.uint8]:
+        def decoded() -> NDArray[np.uint8]:
+            return decode(self.read(index), self._limits, self._fit).pixels
+
         if self._pixels is None:
-            return decode(self.read(index), self._limits).pixels
-        return self._pixels.get(
-            self.entries[index].sha256, lambda: decode(self.read(index), self._limits).pixels
-        )
+            return decoded()
+        return self._pixels.get(self.entries[index].sha256, decoded)
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of an image, from the cache if they are there and whole."""

@@ -1,7 +1,8 @@
 """Make a model version ready for an engine, and check it against the reference.
 
-A package is accepted when its AP50 on the holdout is at most `MARGIN` below that of the reference.
-Its files are stored before its row.
+A package is accepted when its AP50 on the holdout is at most `MARGIN` below that of the reference,
+which saw the whole pictures, where the engine sees what scoring decodes for it. Its files are
+stored before its row.
 """
 
 import hashlib
@@ -167,8 +168,8 @@ class _Packaging:
 
         return convert(self._model)
 
-    def _pictures(self, split: Split) -> DetectionDataset:
-        return DetectionDataset(self._manifest, split, self._settings, self._storage)
+    def _pictures(self, split: Split, fit: tuple[int, int] | None = None) -> DetectionDataset:
+        return DetectionDataset(self._manifest, split, self._settings, self._storage, fit=fit)
 
     @cached_property
     def _manifest(self) -> Manifest:
@@ -200,7 +201,7 @@ class _Packaging:
 
     def _check(self, engine: DetectorEngine) -> _Result:
         """Whether the engine finds what the reference does, and at what cost."""
-        pictures = self._pictures("holdout")
+        pictures = self._pictures("holdout", fit=engine.input_size)
         samples = measure(
             engine.predictor,
             (load_labelled(pictures, index) for index in range(len(pictures))),
@@ -216,7 +217,11 @@ class _Packaging:
                 reason="no picture of the holdout has a gun to find",
                 pictures=len(pictures),
             )
-        median, most = drift([m.found for m in recorded], [m.found for m in samples.matched])
+        found = [
+            _enlarged(sample.matched.found, entry.width / sample.properties.width)
+            for sample, entry in zip(samples.items, pictures.entries, strict=True)
+        ]
+        median, most = drift([matched.found for matched in recorded], found)
         return _Result(
             accepted=after >= before - MARGIN,
             reason=f"AP50 is {after:.4f}, that of the reference {before:.4f}, on {len(pictures)} "
@@ -278,6 +283,10 @@ def drift(before: Sequence[Detections], after: Sequence[Detections]) -> tuple[fl
                 distances.append(float(np.abs(box - other.boxes[overlap.argmax()]).max()))
     median, most = np.quantile(distances or [0.0], [0.5, 0.99])
     return float(median), float(most)
+
+
+def _enlarged(found: Detections, factor: float) -> Detections:
+    return Detections(found.boxes * np.float32(factor), found.scores)
 
 
 def toolchain() -> str:

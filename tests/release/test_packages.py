@@ -1,26 +1,31 @@
 """Packages of a small detector with random weights: made, refused, chosen, loaded."""
 
-from collections.abc import Iterator
+import io
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sqlalchemy import select, update
 
 from gun_detection.database import open_session
 from gun_detection.database.models import EnginePackage, ModelVersion
 from gun_detection.datasets.ingest import ingest
 from gun_detection.datasets.manifest import load_manifest
+from gun_detection.datasets.synthetic import draw_pictures
 from gun_detection.detector import conversion
 from gun_detection.detector.engines import runnable
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.inference import Detections, Predictor
 from gun_detection.detector.openvino import Networks
 from gun_detection.errors import ModelError, SettingsError, TerminalError
 from gun_detection.evaluation.evaluate import evaluate_version, load_samples
 from gun_detection.evaluation.matching import Matched
-from gun_detection.evaluation.samples import Samples
+from gun_detection.evaluation.samples import Labelled, Samples, measure
 from gun_detection.release.packages import cached_file, open_engine, package_key
 from gun_detection.release.packaging import drift, package, package_all
 from gun_detection.release.registry import publish
@@ -210,6 +215,42 @@ def test_every_engine_of_the_machine_and_each_once(
     if "openvino-int8" in runnable(torch.device("cpu")):
         seen |= {entry.sha256 for entry in manifest.split("train")}
     assert read == seen
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_engine_is_checked_on_what_scoring_decodes_for_it(
+    settings: Settings, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Images", "Labels"):
+        (tmp_path / name).mkdir()
+    for number, picture in enumerate(draw_pictures(24)):
+        with Image.open(io.BytesIO(picture.data)) as image:
+            large = image.resize((4 * image.width, 4 * image.height))
+        large.save(tmp_path / "Images" / f"{number}.jpeg", quality=95)
+        lines = [" ".join(str(4 * round(side)) for side in box) for box in picture.boxes]
+        label = "\n".join([str(len(lines)), *lines])
+        (tmp_path / "Labels" / f"{number}.txt").write_text(label)
+    with open_session(settings) as session:
+        dataset = ingest(str(tmp_path), settings, storage, session)
+        trained = replace(random_model(1), dataset_id=dataset.dataset_id)
+        large_version = publish(trained, settings, storage, session)
+    sides = []
+
+    def measured(predictor: Predictor, pictures: Iterable[Labelled], *rest: Any) -> Samples:
+        looked_at = list(pictures)
+        sides.extend(max(picture.pixels.shape) for picture in looked_at)
+        return measure(predictor, looked_at, *rest)
+
+    monkeypatch.setattr("gun_detection.release.packaging.measure", measured)
+    row = make(large_version, F32, settings, storage)
+    assert row.accepted
+    manifest = load_manifest(storage, settings.data_bucket, dataset.dataset_id)
+    whole = [max(entry.width, entry.height) for entry in manifest.split("holdout")]
+    assert {large / side for large, side in zip(whole, sides, strict=True)} == {2, 4}
+    # In pixels of the whole picture: in those of the smaller one nothing would overlap.
+    found = re.search(r"boxes differ by ([\d.]+) px", row.reason)
+    assert found
+    assert 0 < float(found[1]) < 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
