@@ -207,7 +207,7 @@ def test_the_demo_ends_with_what_came_of_it_and_doubles_nothing(
 ) -> None:
     for again in (False, True):
         console = Console(file=io.StringIO(), width=200)
-        demo(platform.stack, console, lambda _: nullcontext(), "synthetic:80:3")
+        demo(platform.stack, console, lambda _: nullcontext(), "synthetic:81:4")
         table = " ".join(console.file.getvalue().split())
         assert "scored 25 pictures" in table
         assert "quarantined 2: corrupt.jpg TRUNCATED, notes.jpg NOT_IMAGE" in table
