@@ -13,6 +13,7 @@ from airflow.sdk import (
     AssetWatcher,
     BaseOperator,
     BaseOperatorLink,
+    CronTriggerTimetable,
     ExceptionRetryPolicy,
     Param,
     RetryAction,
@@ -43,6 +44,11 @@ DEFAULT_ARGS: dict[str, Any] = {
 TRAINING_DATA = Asset("training_data", uri="gun-detection://training-data", group="gun-detection")
 CHAMPION = Asset("champion", uri="gun-detection://champion", group="gun-detection")
 DETECTIONS = Asset("detections", uri="gun-detection://detections", group="gun-detection")
+
+
+def at_hours(cron: str) -> CronTriggerTimetable:
+    """A schedule in UTC whose first run is the next: not one that was missed before all began."""
+    return CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(0))
 
 
 def _setting(name: str, default: float) -> float:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, Param, dag, task
-from orchestration import DEFAULT_ARGS
+from airflow.sdk import Param, dag, task
+from orchestration import DEFAULT_ARGS, at_hours
 
 DOC = """
 ### Delete the weights of old model versions
@@ -15,7 +15,7 @@ or a person is busy with. Records, cards and reports stay.
 
 
 @dag(
-    schedule=CronTriggerTimetable("0 5 * * 0", timezone="UTC"),
+    schedule=at_hours("0 5 * * 0"),
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,

@@ -1,7 +1,7 @@
 """Score history again with a new champion, the newest uploads first."""
 
-from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag
-from orchestration import CHAMPION, DEFAULT_ARGS
+from airflow.sdk import AssetOrTimeSchedule, dag
+from orchestration import CHAMPION, DEFAULT_ARGS, at_hours
 from scoring import PARAMS, scoring_tasks
 
 DOC = """
@@ -18,9 +18,7 @@ in the database for good.
 
 
 @dag(
-    schedule=AssetOrTimeSchedule(
-        timetable=CronTriggerTimetable("0 5 * * *", timezone="UTC"), assets=[CHAMPION]
-    ),
+    schedule=AssetOrTimeSchedule(timetable=at_hours("0 5 * * *"), assets=[CHAMPION]),
     catchup=False,
     max_active_runs=1,
     # Where workers are few, higher ranks go first.

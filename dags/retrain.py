@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, Param, TriggerRule, dag, task
+from airflow.sdk import Param, TriggerRule, dag, task
 from notifications import Announcement
 from orchestration import (
     CHAMPION,
@@ -15,6 +15,7 @@ from orchestration import (
     ModelCardLink,
     ReportLink,
     TensorBoardLink,
+    at_hours,
     progress_log,
 )
 
@@ -36,7 +37,7 @@ button of **train** the curves.
 
 
 @dag(
-    schedule=CronTriggerTimetable("0 1 * * *", timezone="UTC"),
+    schedule=at_hours("0 1 * * *"),
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,

@@ -1,7 +1,7 @@
 """Score every upload that no model has scored."""
 
-from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag
-from orchestration import DEFAULT_ARGS, SCORING_TASKS, UPLOADS
+from airflow.sdk import AssetOrTimeSchedule, dag
+from orchestration import DEFAULT_ARGS, SCORING_TASKS, UPLOADS, at_hours
 from scoring import PARAMS, scoring_tasks
 
 DOC = """
@@ -20,9 +20,7 @@ looked at it. What an earlier champion has scored is the work of `rescore_upload
 
 
 @dag(
-    schedule=AssetOrTimeSchedule(
-        timetable=CronTriggerTimetable("0 3 * * *", timezone="UTC"), assets=[UPLOADS]
-    ),
+    schedule=AssetOrTimeSchedule(timetable=at_hours("0 3 * * *"), assets=[UPLOADS]),
     catchup=False,
     max_active_runs=1,
     # Where workers are few, higher ranks go first.

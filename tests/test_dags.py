@@ -80,3 +80,27 @@ def test_the_dags_are_complete() -> None:
         assert min(dag["retries"]) > 0
     assert found["dags"]["retrain"]["pools"]["train"] == "gpu"
     assert found["dags"]["score_uploads"]["params"] == ["bucket", "prefix", "threshold"]
+
+
+_CHECK_NEED = """
+import sys, types, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {folder!r})
+from airflow.dag_processing.dagbag import DagBag
+task = DagBag({folder!r}).dags["retrain"].get_task("check_need")
+params = {{"dataset_id": None, "preset": None, "overrides": {{}}, "force": False}}
+task.python_callable(params, dag_run=types.SimpleNamespace(run_type=sys.argv[1]))
+"""
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize(
+    ("run_type", "outcome"), [("scheduled", "AirflowSkipException"), ("manual", "NotFoundError")]
+)
+def test_nights_before_there_is_data_are_no_failures(run_type: str, outcome: str) -> None:
+    code = _CHECK_NEED.format(folder=str(DAGS))
+    command = [sys.executable, "-c", code, run_type]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = ran.stderr.strip().splitlines()[-1]
+    assert outcome in last
+    assert "there is no data set yet" in last
