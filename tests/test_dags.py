@@ -82,6 +82,41 @@ def test_the_dags_are_complete() -> None:
     assert found["dags"]["score_uploads"]["params"] == ["bucket", "prefix", "threshold"]
 
 
+_FIRST_RUNS = """
+import json, sys, warnings
+from datetime import timedelta
+warnings.simplefilter("ignore")
+sys.path.insert(0, {folder!r})
+from airflow._shared.timezones import timezone
+from airflow.dag_processing.dagbag import DagBag
+from airflow.serialization.encoders import coerce_to_core_timetable
+from airflow.timetables import trigger
+from airflow.timetables.base import TimeRestriction
+first = {{}}
+for dag in DagBag({folder!r}).dags.values():
+    timetable = getattr(dag.timetable, "timetable", dag.timetable)
+    if not hasattr(timetable, "expression"):
+        continue
+    schedule = coerce_to_core_timetable(timetable)
+    # Half an hour after a run that would have been.
+    run = schedule._align_to_prev(timezone.utcnow())
+    trigger.utcnow = lambda: run + timedelta(minutes=30)
+    anything = TimeRestriction(None, None, False)
+    first[dag.dag_id] = schedule.next_dagrun_info(
+        last_automated_data_interval=None, restriction=anything
+    ).run_after > run
+print(json.dumps(first))
+"""
+
+
+def test_a_new_platform_does_not_run_what_it_missed() -> None:
+    code = _FIRST_RUNS.format(folder=str(DAGS))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    names = ("prune_models", "rescore_uploads", "retrain", "score_uploads")
+    assert json.loads(ran.stdout.strip().splitlines()[-1]) == dict.fromkeys(names, True)
+
+
 _CHECK_NEED = """
 import sys, types, warnings
 warnings.simplefilter("ignore")

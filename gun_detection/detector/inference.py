@@ -35,6 +35,13 @@ class Detections:
         keep = self.scores >= threshold
         return Detections(self.boxes[keep], self.scores[keep])
 
+    def resized(self, before: tuple[int, int], after: tuple[int, int]) -> "Detections":
+        """In pixels of the same picture in another size; sizes are (width, height)."""
+        if before == after:
+            return self
+        scale = np.array([after[0] / before[0], after[1] / before[1]] * 2, np.float32)
+        return Detections(self.boxes * scale, self.scores)
+
 
 class Predictor:
     """Runs one detector; threads may share it."""

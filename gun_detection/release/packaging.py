@@ -218,7 +218,9 @@ class _Packaging:
                 pictures=len(pictures),
             )
         found = [
-            _enlarged(sample.matched.found, entry.width / sample.properties.width)
+            sample.matched.found.resized(
+                (sample.properties.width, sample.properties.height), (entry.width, entry.height)
+            )
             for sample, entry in zip(samples.items, pictures.entries, strict=True)
         ]
         median, most = drift([matched.found for matched in recorded], found)
@@ -283,10 +285,6 @@ def drift(before: Sequence[Detections], after: Sequence[Detections]) -> tuple[fl
                 distances.append(float(np.abs(box - other.boxes[overlap.argmax()]).max()))
     median, most = np.quantile(distances or [0.0], [0.5, 0.99])
     return float(median), float(most)
-
-
-def _enlarged(found: Detections, factor: float) -> Detections:
-    return Detections(found.boxes * np.float32(factor), found.scores)
 
 
 def toolchain() -> str:

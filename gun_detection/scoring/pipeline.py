@@ -220,10 +220,12 @@ class _Worker:
             self._meter.add("infer", waiting=time.perf_counter() - decoded)
         if found is None:
             return _quarantine(item, sha256, _too_much(image))
+        # Boxes are in pixels of the whole picture, of which a smaller one may have been looked at.
+        height, width = image.pixels.shape[:2]
         return Outcome(
             upload_id=item.id,
             sha256=sha256,
-            detections=_enlarge(found, image),
+            detections=found.resized((width, height), (image.width, image.height)),
             width=image.width,
             height=image.height,
             decode_ms=round((decoded - began) * 1000, 3),
@@ -280,15 +282,6 @@ def _shape(pixels: NDArray[np.uint8]) -> tuple[int, int]:
     """Pictures of one batch are padded to the largest: like shapes waste least."""
     height, width = pixels.shape[:2]
     return (1, round(8 * width / height)) if width >= height else (round(8 * height / width), 1)
-
-
-def _enlarge(found: Detections, image: DecodedImage) -> Detections:
-    """Boxes in pixels of the whole picture, of which a smaller one may have been looked at."""
-    height, width = image.pixels.shape[:2]
-    if (width, height) == (image.width, image.height):
-        return found
-    scale = np.array([image.width / width, image.height / height] * 2, np.float32)
-    return Detections(found.boxes * scale, found.scores)
 
 
 def _condemn(item: Item, settings: Settings, reader: Reads) -> Outcome:

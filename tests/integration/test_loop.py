@@ -40,16 +40,6 @@ def test_the_dags_have_no_import_errors(platform: RunningPlatform) -> None:
     assert platform.airflow.import_errors() == []
 
 
-def test_a_new_platform_does_not_run_what_it_missed(
-    platform: RunningPlatform, champion: dict[str, Any]
-) -> None:
-    runs = platform.airflow.dag_runs("retrain")
-    first = min(run["queued_at"] for run in runs if run["run_type"] == "manual")
-    assert [
-        run for run in runs if run["run_type"] == "scheduled" and run["run_after"] < first
-    ] == []
-
-
 def test_a_candidate_is_trained_measured_judged_and_promoted(
     platform: RunningPlatform, champion: dict[str, Any]
 ) -> None:
