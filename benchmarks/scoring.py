@@ -1,18 +1,23 @@
 """The usual loop over a bucket against ours: the same pictures and weights, from objects to rows.
 
-    python benchmarks/scoring.py --data DIR --weights FILE [--pictures N] [--sizes N ...]
-        [--engines NAME ...] [--night N] [--out DIR]
+    python benchmarks/scoring.py --data DIR [--weights FILE] [--large-weights FILE] [--pictures N]
+        [--repeat N] [--jobs N] [--sizes N ...] [--engines NAME ...] [--night N] [--out DIR]
 
 DIR holds `pistols/` and `negatives/` (Images/N.jpeg, Labels/N.txt), FILE is what
 `benchmarks/accuracy.py` trained on three quarters of them; the other quarter is scored here. The
 usual loop is the one of tutorials: boto3, PIL, ToTensor, torchvision's detector on one picture at
 a time, one INSERT for each box. Ours is `gun-detection score`. Each is a process of its own with
-an empty database. A ResNet-50 has random weights, which show its cost alone, on N pictures.
+an empty database. A ResNet-50 without `--large-weights` has random ones, which show its cost alone;
+it is measured on N pictures. Without `--weights` it is all that is measured.
 
 Prints, of each side, pictures/s and CPU seconds of a picture after the first, and those of a run
 over one picture apart; the largest memory of all its processes; AP50 of the rows. In the end the
 chosen network scores the pictures of a whole night, its start included. Leaves `scoring.json` and a
 plot of AP50 against cost in `--out`.
+
+Where there is a GPU, both sides use it, and the share of the time in which it computes is printed,
+as its driver counts. Ours is so fast there that it needs `--repeat` to have enough to do: every
+picture so many times, each with bytes of its own, and a tenth of that for the usual loop.
 """
 
 import argparse
@@ -27,12 +32,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +57,15 @@ from gun_detection.database import open_session, upgrade
 from gun_detection.database.models import EnginePackage
 from gun_detection.datasets.manifest import load_manifest
 from gun_detection.datasets.torch_dataset import DetectionDataset
-from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
-from gun_detection.detector.engines import REFERENCE
+from gun_detection.detector.architectures import (
+    ARCHITECTURES,
+    DetectorConfig,
+    build_detector,
+    select_device,
+)
+from gun_detection.detector.engines import CPU_ENGINES, GPU_ENGINES, REFERENCE, runnable
 from gun_detection.detector.inference import Detections
-from gun_detection.detector.weights import deserialize
+from gun_detection.detector.weights import config_of, deserialize
 from gun_detection.evaluation.matching import Boxes, match_all
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.release.packages import package_key
@@ -69,6 +80,7 @@ SMALL, LARGE = "mobilenet_v2_fpn", "resnet50_fpn"
 LARGE_SIZE = 800
 CALIBRATION = 100
 _OWN = ARCHITECTURES[SMALL].min_size
+_SHARD = ("GUN_DETECTION_SHARD_IMAGES", "GUN_DETECTION_SHARD_MB")
 
 
 @dataclass(frozen=True)
@@ -80,11 +92,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Used:
-    """What a process and its children used: seconds by the clock and of all processors, bytes."""
+    """What a process and its children used: seconds by the clock and of all processors, bytes.
+
+    `gpu` is the share of the time, from when the GPU first computed to when it last did, in which
+    it did.
+    """
 
     seconds: float
     cpu: float
     peak: int
+    gpu: float | None
 
 
 @dataclass(frozen=True)
@@ -117,26 +134,29 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help=f"of a {SMALL}")
+    parser.add_argument("--large-weights", type=Path, help=f"of a {LARGE}")
     parser.add_argument("--pictures", type=int, default=60, help="for the ResNet-50")
+    parser.add_argument("--repeat", type=int, default=1, help="how often we score each picture")
+    parser.add_argument("--jobs", type=int, default=1, help="shards that we score at the same time")
     parser.add_argument("--limit", type=int, help="of the pictures that were held back")
     parser.add_argument("--sizes", type=int, nargs="*", default=[256, 320, 512, LARGE_SIZE])
-    parser.add_argument(
-        "--engines", nargs="+", default=["openvino-f32", "openvino-bf16", "openvino-int8"]
-    )
+    parser.add_argument("--engines", nargs="+", default=list(runnable(select_device("auto"))))
     parser.add_argument("--night", type=int, default=2000, help="pictures of the last run")
     parser.add_argument("--out", type=Path, default=Path("build/scoring"))
     arguments = parser.parse_args()
     with temporary_servers() as servers, tempfile.TemporaryDirectory() as name:
         comparison = Comparison(servers, Path(name), arguments)
         rows = comparison.rows()
-        chosen = choose(rows)
-        night = comparison.night(chosen, arguments.night)
+        chosen = choose(rows) if arguments.weights else None
+        night = comparison.night(chosen, arguments.night) if chosen else None
     arguments.out.mkdir(parents=True, exist_ok=True)
     document = json.dumps([asdict(row) for row in rows], indent=2)
     (arguments.out / "scoring.json").write_text(document)
-    summarize(rows, chosen, night, arguments.night)
-    plot(rows, arguments.out / "scoring.png")
+    summarize(rows)
+    if chosen and night:
+        compare_with_large(rows, chosen, night, arguments.night)
+        plot(rows, arguments.out / "scoring.png")
 
 
 class Comparison:
@@ -144,7 +164,11 @@ class Comparison:
 
     def __init__(self, servers: Servers, folder: Path, arguments: argparse.Namespace) -> None:
         self._servers, self._folder, self._arguments = servers, folder, arguments
-        self._weights, self._number = arguments.weights.read_bytes(), 0
+        self._number = 0
+        if torch.cuda.is_available():
+            # Processes that start once.
+            os.environ |= dict.fromkeys(_SHARD, "1000000")
+            os.environ["GUN_DETECTION_SCORING_TASKS"] = str(arguments.jobs)
         os.environ["GUN_DETECTION_HOME"] = str(folder / "home")
         # The same split as where the weights were trained.
         os.environ["GUN_DETECTION_VALIDATION_SHARE"] = "0.1"
@@ -165,15 +189,20 @@ class Comparison:
 
     def rows(self) -> list[Measured]:
         few = max(1, len(self._pictures) // self._arguments.pictures)
-        large = DetectorConfig(architecture=LARGE)
+        large, weights = DetectorConfig(architecture=LARGE), self._arguments.large_weights
         torch.manual_seed(0)
+        if weights:
+            large = config_of(weights.read_bytes()) or large
+        model = deserialize(weights.read_bytes(), large) if weights else build_detector(large)
         rows = self._sides(
-            build_detector(large).eval(),
+            model.eval(),
             large,
             [USUAL, *self._arguments.engines],
             self._pictures[::few][: self._arguments.pictures],
-            trained=False,
+            trained=weights is not None,
         )
+        if not self._arguments.weights:
+            return rows
         for size in (None, *self._arguments.sizes):
             engines = list(self._arguments.engines)
             if size is None:
@@ -199,9 +228,10 @@ class Comparison:
         truths = [picture.truth for picture in pictures]
         rows = []
         for engine in engines:
-            run = partial(self._run, model, config, engine, files.get(engine, {}))
+            run = partial(self._run, model, config, engine, files.get(engine))
+            many = list(self._copies(pictures, engine))
             start, _ = run(pictures[:1])
-            whole, found = run(pictures)
+            whole, found = run(many)
             detections = [found.get(picture.key, _NOTHING) for picture in pictures]
             ap50 = average_precision(match_all(truths, detections))["ap50"] if trained else None
             row = Measured(
@@ -209,7 +239,7 @@ class Comparison:
                 size=config.min_size or ARCHITECTURES[config.architecture].min_size,
                 mirrored=config.mirrored,
                 engine=engine,
-                pictures=len(pictures),
+                pictures=len(many),
                 start=start,
                 whole=whole,
                 ap50=ap50,
@@ -222,29 +252,33 @@ class Comparison:
         """What a run of the chosen network over so many pictures takes, all told."""
         config, model = self._small(None if chosen.size == _OWN else chosen.size, chosen.mirrored)
         files = self._packages(model, config, [chosen.engine], trained=True)
-        pictures = [
-            # What follows the end of a picture changes its bytes and nothing else.
-            Picture(f"{number:06d}", one.data + number.to_bytes(4), one.truth)
-            for number, one in zip(range(count), cycle(self._pictures), strict=False)
-        ]
-        used, _ = self._run(model, config, chosen.engine, files.get(chosen.engine, {}), pictures)
+        pictures = list(islice(_distinct(cycle(self._pictures)), count))
+        used, _ = self._run(model, config, chosen.engine, files.get(chosen.engine), pictures)
         return used
+
+    def _copies(self, pictures: Sequence[Picture], engine: str) -> Iterator[Picture]:
+        times = self._arguments.repeat
+        times = max(1, times // 10) if engine == USUAL else times
+        yield from pictures
+        yield from _distinct(islice(cycle(pictures), (times - 1) * len(pictures)))
 
     def _small(self, size: int | None, mirrored: bool) -> tuple[DetectorConfig, FasterRCNN]:
         config = DetectorConfig(
             architecture=SMALL, norm="folded", mirrored=mirrored, **_input_sides(size)
         )
-        return config, deserialize(self._weights, config).eval()
+        return config, deserialize(self._arguments.weights.read_bytes(), config).eval()
 
     def _packages(
         self, model: FasterRCNN, config: DetectorConfig, engines: Sequence[str], *, trained: bool
     ) -> dict[str, dict[str, bytes]]:
-        """The files of each engine's package."""
+        """The files of each engine's package; the reference has none."""
+        files: dict[str, dict[str, bytes]] = {name: {} for name in engines if name in GPU_ENGINES}
+        if not set(engines) & set(CPU_ENGINES):
+            return files
         from gun_detection.detector.conversion import convert, quantize, to_files
 
         precise = ARCHITECTURES[config.architecture].precise
         networks = convert(deepcopy(model))
-        files = {}
         for engine in engines:
             if engine == "openvino-int8":
                 # What is fitted to random weights does not matter.
@@ -258,7 +292,7 @@ class Comparison:
                     precise,
                 )
                 files[engine] = to_files(eight, precise)
-            elif engine not in (USUAL, REFERENCE):
+            elif engine in CPU_ENGINES:
                 files[engine] = to_files(networks, precise)
         return files
 
@@ -281,14 +315,15 @@ class Comparison:
         model: FasterRCNN,
         config: DetectorConfig,
         engine: str,
-        files: dict[str, bytes],
+        files: dict[str, bytes] | None,
         pictures: Sequence[Picture],
     ) -> tuple[Used, dict[str, Detections]]:
         """What a side used for these pictures, and the rows that it left, by key."""
         settings = self._settings()
         storage = Storage(settings)
-        for picture in pictures:
-            storage.put(settings.uploads_bucket, picture.key, picture.data)
+        with ThreadPoolExecutor(16) as pool:
+            put = partial(storage.put, settings.uploads_bucket)
+            list(pool.map(lambda picture: put(picture.key, picture.data), pictures))
         if engine == USUAL:
             return self._usual(model, settings)
         used, found = self._ours(model, config, engine, files, settings)
@@ -319,13 +354,14 @@ class Comparison:
         model: FasterRCNN,
         config: DetectorConfig,
         engine: str,
-        files: dict[str, bytes],
+        files: dict[str, bytes] | None,
         settings: Settings,
     ) -> tuple[Used, dict[str, Detections]]:
         name = _publish(model, config, engine, files, settings)
         os.environ["GUN_DETECTION_ENGINE"] = engine
         program = "from gun_detection.cli import main; main()"
-        used = measure([sys.executable, "-c", program, "score", "--model", name, "--yes", "--json"])
+        options = ["--model", name, "--jobs", str(self._arguments.jobs), "--yes", "--json"]
+        used = measure([sys.executable, "-c", program, "score", *options])
         statement = """
             SELECT u.key, d.x1, d.y1, d.x2, d.y2, d.score
             FROM upload u JOIN ledger l ON l.upload_id = u.id JOIN detection d ON d.ledger_id = l.id
@@ -342,6 +378,13 @@ _TABLE = """
         created_at timestamptz DEFAULT now()
     )
 """
+
+
+def _distinct(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    """The same pictures with keys and bytes of their own."""
+    for number, one in enumerate(pictures):
+        # What follows the end of a picture changes its bytes and nothing else.
+        yield Picture(f"copy/{number:06d}", one.data + number.to_bytes(4), one.truth)
 
 
 def _input_sides(size: int | None) -> dict[str, int]:
@@ -364,7 +407,7 @@ def _publish(
     model: FasterRCNN,
     config: DetectorConfig,
     engine: str,
-    files: dict[str, bytes],
+    files: dict[str, bytes] | None,
     settings: Settings,
 ) -> str:
     """A model version with a package that nobody checked: AP50 of what it scores is shown."""
@@ -382,7 +425,7 @@ def _publish(
     with open_session(settings) as session:
         version = publish(new, settings, storage, session)
         name = version.id
-        if files:
+        if files is not None:
             sums = {}
             for role, data in files.items():
                 sha256 = hashlib.sha256(data).hexdigest()
@@ -411,14 +454,39 @@ def measure(command: list[str]) -> Used:
         over = threading.Event()
         watching = threading.Thread(target=_watch, args=(process.pid, largest, over))
         watching.start()
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
+        with _watched_gpu() as busy:
+            _, status, used = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - began
         over.set()
         watching.join()
         process.returncode = os.waitstatus_to_exitcode(status)
         log.seek(0)
         assert process.returncode == 0, log.read().decode(errors="replace")[-3000:]
-    return Used(seconds, used.ru_utime + used.ru_stime, largest[0])
+    gpu = sum(busy) / len(busy) / 100 if busy else None
+    return Used(seconds, used.ru_utime + used.ru_stime, largest[0], gpu)
+
+
+@contextmanager
+def _watched_gpu() -> Iterator[list[int]]:
+    """Gives a list that holds, once it is left, how busy the GPU was: percent of each tenth of a
+    second from the first in which it computed to the last."""
+    busy: list[int] = []
+    if not torch.cuda.is_available():
+        yield busy
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    with tempfile.TemporaryFile("w+") as file:
+        process = subprocess.Popen([*query, "--loop-ms=100"], stdout=file)
+        try:
+            yield busy
+        finally:
+            process.terminate()
+            process.wait()
+        file.seek(0)
+        seen = [int(line) for line in file.read().split()]
+    active = [number for number, value in enumerate(seen) if value]
+    if active:
+        busy += seen[active[0] : active[-1] + 1]
 
 
 def _watch(pid: int, largest: list[int], over: threading.Event) -> None:
@@ -444,7 +512,8 @@ def _memory(pid: int) -> int:
 def usual_loop(file: Path) -> None:
     """What most would write: list, then one picture at a time from its bytes to its rows."""
     settings = load_settings()
-    model = torch.load(file, weights_only=False).eval()
+    device = select_device("auto")
+    model = torch.load(file, weights_only=False).eval().to(device)
     assert settings.s3_secret_access_key is not None
     client = boto3.client(
         "s3",
@@ -460,7 +529,7 @@ def usual_loop(file: Path) -> None:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         for listed in page["Contents"]:
             data = client.get_object(Bucket=bucket, Key=listed["Key"])["Body"].read()
-            image = to_tensor(Image.open(io.BytesIO(data)).convert("RGB"))
+            image = to_tensor(Image.open(io.BytesIO(data)).convert("RGB")).to(device)
             with torch.no_grad():
                 [found] = model([image])
             cursor = connection.cursor()
@@ -475,10 +544,11 @@ def usual_loop(file: Path) -> None:
 
 def show(row: Measured) -> None:
     ap50 = "  random weights" if row.ap50 is None else f"  AP50 {row.ap50:.4f}"
+    gpu = "" if row.whole.gpu is None else f", GPU at work {row.whole.gpu:.0%} of the time"
     print(
         f"{_name(row)} {row.pictures:4d} pictures {1 / row.seconds:6.2f}/s {row.cpu:7.3f} CPU s "
         f"each, start {row.start.cpu:5.1f} CPU s {row.start.seconds:5.1f} s, "
-        f"{row.whole.peak / 2**20:5.0f} MiB{ap50}",
+        f"{row.whole.peak / 2**20:5.0f} MiB{gpu}{ap50}",
         flush=True,
     )
 
@@ -490,18 +560,21 @@ def _name(row: Measured) -> str:
 
 def choose(rows: Sequence[Measured]) -> Measured:
     """The cheapest of ours that finds what the same weights find in the usual loop."""
-    [base] = [row for row in rows if row.engine == USUAL and row.size == _OWN]
+    [base] = [row for row in rows if (row.engine, row.size) == (USUAL, _OWN)]
     assert base.ap50 is not None
     good = [
         row
         for row in rows
-        if row.engine != USUAL and row.ap50 is not None and row.ap50 >= base.ap50 - MARGIN
+        if row.engine != USUAL
+        and row.ap50 is not None
+        and row.ap50 >= base.ap50 - MARGIN
+        and row.architecture == SMALL
     ]
     return min(good, key=lambda row: row.cpu)
 
 
-def summarize(rows: Sequence[Measured], chosen: Measured, night: Used, count: int) -> None:
-    """Ours against the usual loop: with the same network and size, then with the large one."""
+def summarize(rows: Sequence[Measured]) -> None:
+    """Ours against the usual loop with the same network and size."""
     print(
         "\nagainst the usual loop, same weights and size: ratio of CPU, of pictures/s, AP50 points"
     )
@@ -515,10 +588,14 @@ def summarize(rows: Sequence[Measured], chosen: Measured, night: Used, count: in
             print(
                 f"{_name(row)} {base.cpu / row.cpu:6.2f} {base.seconds / row.seconds:6.2f}{points}"
             )
-    base = usual[LARGE, LARGE_SIZE]
+
+
+def compare_with_large(rows: Sequence[Measured], chosen: Measured, night: Used, count: int) -> None:
+    """Ours against the usual loop with the large network."""
+    [base] = [row for row in rows if (row.engine, row.architecture) == (USUAL, LARGE)]
     print(f"\nagainst the usual loop with {LARGE} at {LARGE_SIZE} px: ratio of CPU, of pictures/s")
     for row in rows:
-        if row.ap50 is not None and row.engine != USUAL:
+        if row.ap50 is not None and row is not base:
             ratios = f"{base.cpu / row.cpu:6.2f} {base.seconds / row.seconds:6.2f}"
             print(f"{_name(row)} {ratios}  AP50 {row.ap50:.4f}")
     print(

@@ -1,5 +1,8 @@
 """Commands that score uploads and look after what could not be scored."""
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +15,10 @@ Bucket = Annotated[str | None, typer.Option(help="Bucket; all that are configure
 Prefix = Annotated[str | None, typer.Option(help="Only keys that start with this.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List and say what would be scored, no more.")
+]
+Jobs = Annotated[
+    int,
+    typer.Option(min=1, help="Shards scored at the same time; a fast GPU has time for several."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Score more than the cap without asking.")]
 Model = Annotated[str, typer.Option(help="Model version that scores.")]
@@ -26,12 +33,13 @@ def score(
     prefix: Prefix = None,
     threshold: Threshold = None,
     model: Model = "champion",
+    jobs: Jobs = 1,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Score every upload that no model has scored."""
-    _run("new", bucket, prefix, threshold, model, dry_run, yes, as_json)
+    _run("new", bucket, prefix, threshold, model, jobs, dry_run, yes, as_json)
 
 
 def rescore(
@@ -39,12 +47,13 @@ def rescore(
     prefix: Prefix = None,
     threshold: Threshold = None,
     model: Model = "champion",
+    jobs: Jobs = 1,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Score with the present champion what an earlier one has scored, the newest first."""
-    _run("rescore", bucket, prefix, threshold, model, dry_run, yes, as_json)
+    _run("rescore", bucket, prefix, threshold, model, jobs, dry_run, yes, as_json)
 
 
 def _run(
@@ -53,6 +62,7 @@ def _run(
     prefix: str | None,
     threshold: float | None,
     model: str,
+    jobs: int,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -71,17 +81,33 @@ def _run(
             limit = survey["confirm_images"]
             out.print(f"Scoring the first {limit:,}; --yes scores all.")
     plan = stages.plan_scoring(settings, survey, bucket, prefix, threshold, limit=limit)
+    scored: dict[int, int] = {}
     with progress("score", as_json) as advance:
-        before = 0
-        for shard_id in plan["shard_ids"]:
-            done = stages.score_shard(
-                settings,
-                shard_id,
-                lambda done, _, before=before: advance(before + done, plan["planned"]),  # type: ignore[misc]
-            )
-            before += done["pictures"]
+
+        def score_shard(shard_id: int) -> None:
+            def note(done: int, _: int) -> None:
+                scored[shard_id] = done
+                advance(sum(scored.values()), plan["planned"])
+
+            stages.score_shard(settings, shard_id, note)
+
+        if jobs == 1:
+            for shard_id in plan["shard_ids"]:
+                score_shard(shard_id)
+        else:
+            _in_parallel(score_shard, plan["shard_ids"], jobs)
     result = stages.finish_scoring(settings, plan["run_id"])
     show(result, as_json, result["text"])
+
+
+def _in_parallel(function: Callable[[int], None], shard_ids: list[int], jobs: int) -> None:
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for _ in pool.map(function, shard_ids):
+                pass
+        except KeyboardInterrupt:
+            # The processes that score end with this one; what they have written stays.
+            os._exit(130)
 
 
 def _show_survey(survey: dict[str, Any], as_json: bool) -> None:

@@ -287,15 +287,16 @@ def _freeze_batch_norm(module: nn.Module, eps: float) -> None:
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Put every fixed batch norm below `module` into the convolution before it, in place."""
+    """Put every batch norm below `module` into the convolution before it, in place, for good."""
     before: nn.Module | None = None
     for name, child in module.named_children():
-        if isinstance(child, FrozenBatchNorm2d):
+        if isinstance(child, FrozenBatchNorm2d | nn.BatchNorm2d):
             assert isinstance(before, nn.Conv2d)
             assert before.bias is None
-            scale = child.weight * (child.running_var + child.eps).rsqrt()
+            values = child.state_dict()
+            scale = values["weight"] * (values["running_var"] + child.eps).rsqrt()
             before.weight.data.mul_(scale.reshape(-1, 1, 1, 1))
-            before.bias = nn.Parameter(child.bias - child.running_mean * scale)
+            before.bias = nn.Parameter(values["bias"] - values["running_mean"] * scale)
             setattr(module, name, nn.Identity())
         else:
             fold_batch_norm(child)

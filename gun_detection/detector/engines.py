@@ -26,7 +26,9 @@ _INSTRUCTIONS = {
     "openvino-bf16": ("avx512_bf16", "amx_bf16"),
     "openvino-int8": ("avx512_vnni", "avx_vnni", "amx_int8"),
 }
-GPU_BATCH = 8
+GPU_BATCH = 16
+# While one batch waits for the processor, the GPU works at another.
+GPU_STREAMS = 2
 # What PyTorch and OpenVINO say for want of memory, in errors without a type of their own.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
 
@@ -86,6 +88,15 @@ class DetectorEngine:
             message = str(error).strip().partition("\n")[0]
         # Outside the handler: its exception would keep the tensors of the failed batch alive.
         raise OutOfMemory(message)
+
+
+def shape_class(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The same for pictures (height, width, …) of about the same proportions.
+
+    The pictures of a batch are padded to the largest: like shapes waste least.
+    """
+    height, width = shape[:2]
+    return (1, round(4 * width / height)) if width >= height else (round(4 * height / width), 1)
 
 
 def _lacks_memory(error: MemoryError | RuntimeError) -> bool:

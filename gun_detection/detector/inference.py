@@ -1,6 +1,8 @@
 """From pixels to detections: the reference engine (PyTorch eager)."""
 
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,14 +60,15 @@ class Predictor:
         self._model = model.to(device).eval()
         self._model.roi_heads.score_thresh = score_floor
         self._floor, self._mirrored = score_floor, mirrored
+        self._threads = threading.local()
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Detections of each picture, given as uint8 (H, W, 3) RGB arrays of any sizes."""
-        tensors = [
-            torch.from_numpy(image).to(self.device).permute(2, 0, 1).float().div_(255.0)
-            for image in images
-        ]
-        with torch.inference_mode():
+        with torch.inference_mode(), self._in_own_stream():
+            tensors = [
+                torch.from_numpy(image).to(self.device).permute(2, 0, 1).float().div_(255.0)
+                for image in images
+            ]
             found = self._find(tensors)
             if self._mirrored:
                 twins = self._find([tensor.flip(-1) for tensor in tensors])
@@ -74,6 +77,16 @@ class Predictor:
                     for one, twin, tensor in zip(found, twins, tensors, strict=True)
                 ]
         return [_to_detections(boxes, scores) for boxes, scores in found]
+
+    def _in_own_stream(self) -> AbstractContextManager[object]:
+        """On a GPU, what one thread asks for does not wait for what another does."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        if not hasattr(self._threads, "stream"):
+            self._threads.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        # The weights may still be on their way.
+        self._threads.stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(self._threads.stream)
 
     def _find(self, tensors: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """(boxes, scores) of each picture, on the CPU."""

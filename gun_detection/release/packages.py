@@ -16,10 +16,11 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 from gun_detection.database import open_session
 from gun_detection.database.models import EnginePackage, ModelVersion
 from gun_detection.detector.architectures import DetectorConfig, input_size, select_device
-from gun_detection.detector.cuda import AutocastDetector, half_precision
+from gun_detection.detector.cuda import CudaDetector
 from gun_detection.detector.engines import (
     CPU_ENGINES,
     GPU_BATCH,
+    GPU_STREAMS,
     REFERENCE,
     DetectorEngine,
     cores,
@@ -83,7 +84,7 @@ def assemble(
     device = device_of(name)
     detector: nn.Module
     if device.type == "cuda":
-        detector, streams, batch = AutocastDetector(model, half_precision()), 1, GPU_BATCH
+        detector, streams, batch = CudaDetector(model), GPU_STREAMS, GPU_BATCH
     else:
         # It takes seconds to import, and the others do without.
         from gun_detection.detector.openvino import OpenVinoDetector, from_files

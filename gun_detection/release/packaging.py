@@ -29,7 +29,7 @@ from gun_detection.datasets.groups import Split
 from gun_detection.datasets.manifest import Manifest, load_manifest
 from gun_detection.datasets.torch_dataset import DetectionDataset
 from gun_detection.detector.architectures import ARCHITECTURES, select_device
-from gun_detection.detector.engines import REFERENCE, DetectorEngine, runnable
+from gun_detection.detector.engines import REFERENCE, DetectorEngine, runnable, shape_class
 from gun_detection.detector.inference import EVALUATION_FLOOR, Detections
 from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, load_samples
 from gun_detection.evaluation.matching import IOU, pairwise_iou
@@ -202,12 +202,19 @@ class _Packaging:
     def _check(self, engine: DetectorEngine) -> _Result:
         """Whether the engine finds what the reference does, and at what cost."""
         pictures = self._pictures("holdout", fit=engine.input_size)
+        entries = pictures.entries
+        # In batches such as scoring makes: what a picture is padded with is seen as well.
+        order = sorted(
+            range(len(entries)),
+            key=lambda index: shape_class((entries[index].height, entries[index].width)),
+        )
         samples = measure(
             engine.predictor,
-            (load_labelled(pictures, index) for index in range(len(pictures))),
+            (load_labelled(pictures, index) for index in order),
             lambda done: self._progress(done, len(pictures)),
+            batch=engine.batch,
         )
-        recorded = self._recorded.matched
+        recorded = [self._recorded.matched[index] for index in order]
         before = average_precision(recorded)["ap50"]
         after = average_precision(samples.matched)["ap50"]
         costs = self._costs(engine, pictures)
@@ -221,7 +228,7 @@ class _Packaging:
             sample.matched.found.resized(
                 (sample.properties.width, sample.properties.height), (entry.width, entry.height)
             )
-            for sample, entry in zip(samples.items, pictures.entries, strict=True)
+            for sample, entry in zip(samples.items, (entries[i] for i in order), strict=True)
         ]
         median, most = drift([matched.found for matched in recorded], found)
         return _Result(

@@ -1,6 +1,7 @@
 """Many threads ask for one thing each; what they ask for at the same time is done together."""
 
 import threading
+import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Generic, Self, TypeVar
@@ -12,9 +13,10 @@ _Answer = TypeVar("_Answer")
 class Batcher(Generic[_Ask, _Answer]):
     """Gathers the requests of threads into batches of at most `most`, of equal `kind`.
 
-    No request waits for others to come: a worker takes what there is, most of one kind first, so
-    batches grow with the load. A context manager; leaving it ends the workers once all is
-    answered. An exception of `function` is raised for every request of its batch.
+    A worker takes what there is, most of one kind first, so batches grow with the load; before that
+    it waits `pause` seconds for more, where a call of `function` costs more than it. A context
+    manager; leaving it ends the workers once all is answered. An exception of `function` is raised
+    for every request of its batch.
     """
 
     def __init__(
@@ -23,8 +25,9 @@ class Batcher(Generic[_Ask, _Answer]):
         most: int,
         workers: int = 1,
         kind: Callable[[_Ask], Hashable] = lambda _: None,
+        pause: float = 0.0,
     ) -> None:
-        self._function, self._most, self._kind = function, most, kind
+        self._function, self._most, self._kind, self._pause = function, most, kind, pause
         self._waiting: dict[Hashable, list[tuple[_Ask, Future[_Answer]]]] = {}
         self._changed = threading.Condition()
         self._closed = False
@@ -50,20 +53,21 @@ class Batcher(Generic[_Ask, _Answer]):
         return future.result()
 
     def _work(self) -> None:
-        while batch := self._take():
-            try:
-                answers = self._function([ask for ask, _ in batch])
-            except Exception as error:
-                for _, future in batch:
-                    future.set_exception(error)
-            else:
-                for (_, future), answer in zip(batch, answers, strict=True):
-                    future.set_result(answer)
+        while self._wait():
+            time.sleep(self._pause)
+            if batch := self._take():
+                self._answer(batch)
 
-    def _take(self) -> list[tuple[_Ask, "Future[_Answer]"]]:
+    def _wait(self) -> bool:
+        """Wait for a request; False when there will be none."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
+            return bool(self._waiting)
+
+    def _take(self) -> list[tuple[_Ask, "Future[_Answer]"]]:
+        """A batch of one kind; nothing where another worker was quicker."""
+        with self._changed:
             if not self._waiting:
                 return []
             kind = max(self._waiting, key=lambda name: len(self._waiting[name]))
@@ -73,3 +77,13 @@ class Batcher(Generic[_Ask, _Answer]):
                 self._waiting[kind] = rest
                 self._changed.notify()
             return batch
+
+    def _answer(self, batch: list[tuple[_Ask, "Future[_Answer]"]]) -> None:
+        try:
+            answers = self._function([ask for ask, _ in batch])
+        except Exception as error:
+            for _, future in batch:
+                future.set_exception(error)
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                future.set_result(answer)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gun_detection.database import open_session
-from gun_detection.detector.engines import Engine, OutOfMemory
+from gun_detection.detector.engines import Engine, OutOfMemory, shape_class
 from gun_detection.detector.inference import Detections
 from gun_detection.errors import GunDetectionError, ImageError, ServiceUnavailableError
 from gun_detection.images import DecodedImage, SandboxedDecoder
@@ -37,6 +37,8 @@ from gun_detection.settings import Settings
 logger = logging.getLogger(__name__)
 
 _LOOKUPS = 64
+# A question to the database costs the same for one picture as for dozens.
+_LOOKUP_PAUSE = 0.01
 # After a crash so many pictures are looked at one by one: at least as many as were under way.
 _CAREFUL = 2 * BATCH
 # Between the listing and the reading an object can be deleted, overwritten (its new version is
@@ -161,9 +163,11 @@ class _Worker:
         for _ in range(decoders):
             self._decoders.put(stack.enter_context(SandboxedDecoder(settings)))
         self._infer = stack.enter_context(
-            Batcher(self._found, engine.batch, engine.streams, lambda pixels: _shape(pixels))
+            Batcher(
+                self._found, engine.batch, engine.streams, lambda pixels: shape_class(pixels.shape)
+            )
         )
-        self._known = stack.enter_context(Batcher(self._earlier, _LOOKUPS))
+        self._known = stack.enter_context(Batcher(self._earlier, _LOOKUPS, pause=_LOOKUP_PAUSE))
         self._by_bytes: dict[str, Future[Outcome]] = {}
         self._lock = threading.Lock()
 
@@ -276,12 +280,6 @@ class _Worker:
             else None
             for sha256 in digests
         ]
-
-
-def _shape(pixels: NDArray[np.uint8]) -> tuple[int, int]:
-    """Pictures of one batch are padded to the largest: like shapes waste least."""
-    height, width = pixels.shape[:2]
-    return (1, round(8 * width / height)) if width >= height else (round(8 * height / width), 1)
 
 
 def _condemn(item: Item, settings: Settings, reader: Reads) -> Outcome:

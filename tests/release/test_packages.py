@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from gun_detection.datasets.ingest import ingest
 from gun_detection.datasets.manifest import load_manifest
 from gun_detection.datasets.synthetic import draw_pictures
 from gun_detection.detector import conversion
-from gun_detection.detector.engines import runnable
-from gun_detection.detector.inference import Detections, Predictor
+from gun_detection.detector.engines import DetectorEngine, runnable
+from gun_detection.detector.inference import EVALUATION_FLOOR, Detections, Predictor
 from gun_detection.detector.openvino import Networks
 from gun_detection.errors import ModelError, SettingsError, TerminalError
 from gun_detection.evaluation.evaluate import evaluate_version, load_samples
 from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.samples import Labelled, Samples, measure
+from gun_detection.release import packaging
 from gun_detection.release.packages import cached_file, open_engine, package_key
 from gun_detection.release.packaging import drift, package, package_all
 from gun_detection.release.registry import publish
@@ -217,36 +218,91 @@ def test_every_engine_of_the_machine_and_each_once(
     assert read == seen
 
 
+def version_of(
+    folder: Path,
+    stretch: Callable[[int], tuple[int, int]],
+    settings: Settings,
+    storage: Storage,
+) -> ModelVersion:
+    """A model of synthetic pictures, each stretched by (width, height) by its number."""
+    for name in ("Images", "Labels"):
+        (folder / name).mkdir()
+    for number, picture in enumerate(draw_pictures(24)):
+        wide, tall = stretch(number)
+        with Image.open(io.BytesIO(picture.data)) as image:
+            large = image.resize((wide * image.width, tall * image.height))
+        large.save(folder / "Images" / f"{number}.jpeg", quality=95)
+        lines = [
+            " ".join(str(round(side)) for side in np.array(box) * [wide, tall, wide, tall])
+            for box in picture.boxes
+        ]
+        label = "\n".join([str(len(lines)), *lines])
+        (folder / "Labels" / f"{number}.txt").write_text(label)
+    with open_session(settings) as session:
+        dataset = ingest(str(folder), settings, storage, session)
+        trained = replace(random_model(1), dataset_id=dataset.dataset_id)
+        return publish(trained, settings, storage, session)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_engine_is_checked_in_batches_of_like_shapes(
+    settings: Settings, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = version_of(
+        tmp_path, lambda number: (1 + number % 2, 1 + number // 2 % 2), settings, storage
+    )
+    batches: list[list[tuple[int, ...]]] = []
+    model = random_model(1).model.eval()
+
+    class Alone:
+        """Finds what the reference does, whatever else is in the batch."""
+
+        device = torch.device("cpu")
+
+        def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+            batches.append([image.shape for image in images])
+            return [found for image in images for found in predictor([image])]
+
+    predictor = Predictor(model, Alone.device, EVALUATION_FLOOR)
+    engine = DetectorEngine(
+        F32,
+        Alone(),
+        (9999, 9999),
+        device="cpu",
+        streams=1,
+        batch=3,  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr(packaging._Packaging, "_load", lambda *_: engine)
+    row = make(mixed, F32, settings, storage)
+    assert row.accepted
+    assert "boxes differ by 0.00 px, by 0.0 px" in row.reason
+    together = [shapes for shapes in batches if len(shapes) > 1]
+    assert {len(shapes) for shapes in together[:-1]} == {3}
+    # A batch is of one shape but where one shape ends and the next begins.
+    assert sum(len(set(shapes)) > 1 for shapes in together) <= 2
+
+
 @pytest.mark.usefixtures("quick")
 def test_an_engine_is_checked_on_what_scoring_decodes_for_it(
     settings: Settings, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("Images", "Labels"):
-        (tmp_path / name).mkdir()
-    for number, picture in enumerate(draw_pictures(24)):
-        with Image.open(io.BytesIO(picture.data)) as image:
-            large = image.resize((4 * image.width, 4 * image.height))
-        large.save(tmp_path / "Images" / f"{number}.jpeg", quality=95)
-        lines = [" ".join(str(4 * round(side)) for side in box) for box in picture.boxes]
-        label = "\n".join([str(len(lines)), *lines])
-        (tmp_path / "Labels" / f"{number}.txt").write_text(label)
-    with open_session(settings) as session:
-        dataset = ingest(str(tmp_path), settings, storage, session)
-        trained = replace(random_model(1), dataset_id=dataset.dataset_id)
-        large_version = publish(trained, settings, storage, session)
-    sides = []
+    large_version = version_of(tmp_path, lambda number: (4, 4), settings, storage)
+    sides: dict[str, int] = {}
 
-    def measured(predictor: Predictor, pictures: Iterable[Labelled], *rest: Any) -> Samples:
+    def measured(
+        predictor: Predictor, pictures: Iterable[Labelled], *rest: Any, batch: int
+    ) -> Samples:
         looked_at = list(pictures)
-        sides.extend(max(picture.pixels.shape) for picture in looked_at)
-        return measure(predictor, looked_at, *rest)
+        sides.update({picture.name: max(picture.pixels.shape) for picture in looked_at})
+        return measure(predictor, looked_at, *rest, batch=batch)
 
     monkeypatch.setattr("gun_detection.release.packaging.measure", measured)
     row = make(large_version, F32, settings, storage)
     assert row.accepted
-    manifest = load_manifest(storage, settings.data_bucket, dataset.dataset_id)
-    whole = [max(entry.width, entry.height) for entry in manifest.split("holdout")]
-    assert {large / side for large, side in zip(whole, sides, strict=True)} == {2, 4}
+    assert large_version.dataset_id is not None
+    manifest = load_manifest(storage, settings.data_bucket, large_version.dataset_id)
+    whole = {entry.name: max(entry.width, entry.height) for entry in manifest.split("holdout")}
+    assert {large / sides[name] for name, large in whole.items()} == {2, 4}
     # In pixels of the whole picture: in those of the smaller one nothing would overlap.
     found = re.search(r"boxes differ by ([\d.]+) px", row.reason)
     assert found

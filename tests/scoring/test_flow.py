@@ -65,6 +65,21 @@ def test_a_batcher_gathers_what_is_asked_at_the_same_time() -> None:
     assert 1 < max(sizes) <= 4
 
 
+def test_a_batcher_waits_for_more_where_calls_are_dear() -> None:
+    sizes: list[int] = []
+
+    def note(asked: list[int]) -> list[int]:
+        sizes.append(len(asked))
+        return asked
+
+    # Workers who find nothing left after their pause go on waiting.
+    with Batcher(note, most=64, workers=3, pause=0.5) as batcher:
+        for _ in range(2):
+            assert len(list(in_threads(batcher, iter(range(10)), threads=10))) >= 10
+    assert sum(sizes) == 20
+    assert max(sizes) > 3
+
+
 def test_a_batch_is_of_one_kind() -> None:
     batches: list[list[int]] = []
 

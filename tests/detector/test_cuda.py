@@ -1,0 +1,125 @@
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import nms
+
+from gun_detection.detector import cuda
+from gun_detection.detector.architectures import (
+    ARCHITECTURES,
+    DetectorConfig,
+    build_detector,
+    fold_batch_norm,
+)
+from gun_detection.detector.cuda import CudaDetector
+from gun_detection.detector.fusion import fuse
+from gun_detection.detector.inference import Detections, Predictor
+
+CPU = torch.device("cpu")
+
+
+def pictures(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def both(
+    config: DetectorConfig,
+    images: list[NDArray[np.uint8]],
+    floor: float = 0.0,
+    precision: torch.dtype = torch.float32,
+) -> tuple[list[Detections], list[Detections]]:
+    """What torchvision's detector finds, and ours, in the same batch."""
+    torch.manual_seed(0)
+    model = build_detector(config).eval()
+    usual = Predictor(deepcopy(model), CPU, floor, mirrored=config.mirrored)
+    tuned = Predictor(CudaDetector(model, precision), CPU, floor, mirrored=config.mirrored)  # type: ignore[arg-type]
+    return usual(images), tuned(images)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "folded", "trainable"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_batch_gives_what_torchvision_finds(norm: str, mirrored: bool) -> None:
+    config = DetectorConfig(architecture="resnet18_fpn", norm=norm, mirrored=mirrored)
+    images = pictures((100, 150), (90, 60), (300, 200), (77, 140), (40, 1000))
+    for usual, tuned in zip(*both(config, images), strict=True):
+        assert len(usual.scores) > 10
+        np.testing.assert_allclose(tuned.scores, usual.scores, atol=1e-5)
+        np.testing.assert_allclose(tuned.boxes, usual.boxes, atol=0.01)
+
+
+def test_less_precision_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_SHAPES", 1)
+    config = DetectorConfig(architecture="resnet18_fpn")
+    images = pictures((100, 150), (100, 150))
+    for usual, tuned in zip(*both(config, images, precision=torch.bfloat16), strict=True):
+        np.testing.assert_allclose(tuned.scores[:10], usual.scores[:10], atol=0.02)
+        assert not np.array_equal(tuned.scores[:10], usual.scores[:10])
+
+
+def test_nothing_is_found_where_all_is_below_the_floor() -> None:
+    config = DetectorConfig(architecture="resnet18_fpn")
+    for found in both(config, pictures((60, 60)), floor=0.999):
+        assert [(one.boxes.shape, one.scores.shape) for one in found] == [((0, 4), (0,))]
+
+
+def test_shapes_in_turn_keep_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_SHAPES", 2)
+    torch.manual_seed(0)
+    model = build_detector(DetectorConfig(architecture="resnet18_fpn")).eval()
+    tuned = Predictor(CudaDetector(model, torch.float32), CPU, 0.0)  # type: ignore[arg-type]
+    images = pictures((60, 60), (60, 90), (60, 120), (60, 60))
+    found = [tuned([image])[0] for image in images]
+    again = [tuned([image])[0] for image in images]
+    for one, other in zip(found, again, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("side", [128, 100], ids=["halves exactly", "does not"])
+def test_fused_networks_compute_the_same(architecture: str, side: int) -> None:
+    torch.manual_seed(0)
+    model = build_detector(DetectorConfig(architecture=architecture, norm="trainable"))
+    pixels = torch.randn(2, 3, side, side + 64)
+    with torch.no_grad():
+        model(list(pixels), [_target(), _target()])  # Batch norms that do something.
+    model.eval()
+    fold_batch_norm(model)
+    fused = deepcopy(model)
+    for network in (fused.backbone, fused.rpn.head, fused.roi_heads.box_head):
+        fuse(network)
+    with torch.inference_mode():
+        expected, found = model.backbone(pixels), fused.backbone(pixels)
+        assert list(found) == list(expected)
+        for name, level in expected.items():
+            torch.testing.assert_close(found[name], level, rtol=1e-3, atol=1e-4)
+        levels = list(expected.values())
+        torch.testing.assert_close(fused.rpn.head(levels), model.rpn.head(levels))
+    layers = [type(layer) for layer in fused.backbone.modules()]
+    if architecture.startswith("resnet"):
+        assert torch.nn.ReLU not in layers
+
+
+def _target() -> dict[str, Tensor]:
+    return {"boxes": torch.tensor([[10.0, 10.0, 60.0, 60.0]]), "labels": torch.tensor([1])}
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
+def test_suppression_is_that_of_torchvision(threshold: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    corners = torch.rand(4, 300, 2, generator=random) * 100
+    sides = torch.rand(4, 300, 2, generator=random) * 40
+    boxes = torch.cat([corners, corners + sides], 2)
+    # A chain, in which each would suppress the next: only every second goes.
+    boxes[0] = torch.stack([torch.tensor([float(i), 0, i + 10, 10]) for i in range(300)])
+    real = torch.rand(4, 300, generator=random) > 0.2
+    real[3] = False
+    kept = cuda._suppress(boxes, real, threshold, torch.float16)
+    scores = torch.linspace(1, 0, 300)
+    for row, (some, which) in enumerate(zip(boxes, real, strict=True)):
+        numbers = torch.arange(300)[which]
+        expected = numbers[nms(some[which], scores[which], threshold)]
+        assert torch.where(kept[row])[0].tolist() == expected.sort().values.tolist()
