@@ -40,7 +40,7 @@ from gun_detection.errors import LabelError
 from gun_detection.evaluation.matching import Boxes, match_all
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.images import DecodeLimits, decode
-from gun_detection.release.packages import assemble
+from gun_detection.release.packages import assemble, detector_file
 from gun_detection.release.packaging import drift
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -133,7 +133,8 @@ def converted(
             )
         with tempfile.TemporaryDirectory() as folder:
             files = {}
-            for role, data in to_files(networks, precise).items():
+            built = to_files(networks, precise) | detector_file(model.rpn.post_nms_top_n())
+            for role, data in built.items():
                 files[role] = Path(folder, role)
                 files[role].write_bytes(data)
             yield assemble(name, deepcopy(model), config, files, EVALUATION_FLOOR)

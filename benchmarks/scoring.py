@@ -68,8 +68,8 @@ from gun_detection.detector.inference import Detections
 from gun_detection.detector.weights import config_of, deserialize
 from gun_detection.evaluation.matching import Boxes, match_all
 from gun_detection.evaluation.metrics import average_precision
-from gun_detection.release.packages import package_key
-from gun_detection.release.packaging import MARGIN, toolchain
+from gun_detection.release.packages import detector_file, package_key
+from gun_detection.release.packaging import FEW_PROPOSALS, MARGIN, toolchain
 from gun_detection.release.registry import NewModel, publish
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
@@ -272,7 +272,10 @@ class Comparison:
         self, model: FasterRCNN, config: DetectorConfig, engines: Sequence[str], *, trained: bool
     ) -> dict[str, dict[str, bytes]]:
         """The files of each engine's package; the reference has none."""
-        files: dict[str, dict[str, bytes]] = {name: {} for name in engines if name in GPU_ENGINES}
+        # Whether few proposals find as much, random weights do not tell.
+        most = model.rpn.post_nms_top_n()
+        own = detector_file(min(most, FEW_PROPOSALS) if trained else most)
+        files = {name: own for name in engines if name in GPU_ENGINES}
         if not set(engines) & set(CPU_ENGINES):
             return files
         from gun_detection.detector.conversion import convert, quantize, to_files
@@ -291,9 +294,9 @@ class Comparison:
                     lambda index: self._training[index][0] / 255,
                     precise,
                 )
-                files[engine] = to_files(eight, precise)
+                files[engine] = to_files(eight, precise) | own
             elif engine in CPU_ENGINES:
-                files[engine] = to_files(networks, precise)
+                files[engine] = to_files(networks, precise) | own
         return files
 
     def _settings(self) -> Settings:

@@ -269,6 +269,12 @@ def build_detector(config: DetectorConfig) -> FasterRCNN:
     return model
 
 
+def limit_proposals(model: FasterRCNN, most: int) -> None:
+    """Have the box head look at no more regions of a picture than these, training apart."""
+    # torchvision takes it at the beginning only.
+    model.rpn._post_nms_top_n = model.rpn._post_nms_top_n | {"testing": most}
+
+
 def input_size(config: DetectorConfig) -> tuple[int, int]:
     """(shorter side, longest side) that pictures are resized to, pixels."""
     architecture = ARCHITECTURES[config.architecture]
@@ -316,5 +322,6 @@ __all__ = [
     "build_detector",
     "fold_batch_norm",
     "input_size",
+    "limit_proposals",
     "select_device",
 ]

@@ -4,19 +4,14 @@ torchvision's own goes through the pictures of a batch one by one between its ne
 of operations that are too small for a GPU, and waits for each picture's.
 """
 
-import threading
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.models.detection.faster_rcnn import FasterRCNN
-from torchvision.models.detection.image_list import ImageList
 
 from gun_detection.detector.architectures import fold_batch_norm
 from gun_detection.detector.fusion import fuse
+from gun_detection.detector.proposals import Proposer
 
-# Anchors of so many shapes of batches are kept: a few MiB each.
-_SHAPES = 32
 # A detection with a smaller side is none to torchvision, pixels.
 _LEAST_SIDE = 1e-2
 # How often it is suppressed anew before it is asked whether anything changes: asking waits.
@@ -45,7 +40,7 @@ class CudaDetector(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.transform, f"image_{name}"))
             self.register_buffer(name, values.view(1, 3, 1, 1))
-        self._kept = threading.local()
+        self._proposer = Proposer(self.rpn)
 
     def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
         """Boxes and scores of each picture, on the CPU; given as float32 (3, H, W) in [0, 1]."""
@@ -58,8 +53,8 @@ class CudaDetector(nn.Module):
             [width, height, whole.shape[2] / width, whole.shape[1] / height]
             for whole, (height, width) in zip(pictures, sizes, strict=True)
         ]
-        table = torch.tensor(values, device=batch.device)[:, None]
-        limits, scales = table[..., [0, 1, 0, 1]], table[..., [2, 3, 2, 3]]
+        table = torch.tensor(values, device=batch.device)
+        limits, scales = table[:, [0, 1, 0, 1]], table[:, [2, 3, 2, 3]]
         regions, likely = self._propose(batch, list(features.values()), limits)
         maps = {
             name: level.to(torch.float32, memory_format=torch.contiguous_format)
@@ -70,7 +65,7 @@ class CudaDetector(nn.Module):
         found = self.roi_heads.box_head(pooled.to(self._precision))
         logits, deltas = self.roi_heads.box_predictor(found)
         boxes, scores = self._choose(logits, deltas, regions, likely >= 0, limits)
-        boxes, scores = (boxes * scales).cpu(), scores.cpu()
+        boxes, scores = (boxes * scales[:, None]).cpu(), scores.cpu()
         kept = [some > 0 for some in scores]
         return [
             {"boxes": boxes[number][some], "scores": scores[number][some]}
@@ -90,58 +85,24 @@ class CudaDetector(nn.Module):
         return batch.sub_(self.mean).div_(self.std)
 
     def _propose(
-        self, batch: Tensor, levels: list[Tensor], limits: Tensor
+        self, batch: Tensor, features: list[Tensor], limits: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Regions (N, R, 4) of each picture and their likelihood (N, R), the likeliest first, as
         `RegionProposalNetwork.forward` chooses them; where there are fewer, the rest has -1.
         """
-        boxes, scores = [], []
-        objectness, deltas = self.rpn.head(levels)
-        logits = [_rows(level, 1).squeeze(2).float() for level in objectness]
-        anchors = self._anchors_of(batch, levels, [level.shape[1] for level in logits])
-        most = min(self.rpn.pre_nms_top_n(), max(level.shape[1] for level in logits))
-        for number, values in enumerate(logits):
-            likely, chosen = values.topk(min(most, values.shape[1]), dim=1)
-            codes = _rows(deltas[number], 4).gather(1, chosen[:, :, None].expand(-1, -1, 4))
-            decoded = self.rpn.box_coder.decode_single(
-                codes.float().flatten(0, 1), anchors[number][chosen].flatten(0, 1)
-            )
-            # All levels of the same length: a box without area and likelihood counts for nothing.
-            missing = most - likely.shape[1]
-            boxes.append(functional.pad(decoded.view(*chosen.shape, 4), (0, 0, 0, missing)))
-            scores.append(functional.pad(likely.sigmoid(), (0, missing), value=-1.0))
+        objectness, deltas = self.rpn.head(features)
+        boxes, scores = self._proposer.likely(batch, features, objectness, deltas, limits)
         # Of each picture and level, boxes suppress each other only.
-        together = torch.stack(boxes, 1)
-        together = torch.minimum(together.clamp(min=0), limits[:, None])
-        likelihood = torch.stack(scores, 1)
-        sides = together[..., 2:] - together[..., :2]
-        solid = (sides >= self.rpn.min_size).all(3) & (likelihood >= self.rpn.score_thresh)
         kept = _suppress(
-            together.flatten(0, 1), solid.flatten(0, 1), self.rpn.nms_thresh, self._precision
+            boxes.flatten(0, 1),
+            scores.flatten(0, 1) >= 0,
+            self.rpn.nms_thresh,
+            self._precision,
         )
-        likelihood = likelihood.masked_fill(~kept.view_as(likelihood), -1.0).flatten(1)
-        count = min(self.rpn.post_nms_top_n(), likelihood.shape[1])
-        likely, chosen = likelihood.topk(count, dim=1)
-        return _take(together.flatten(1, 2), chosen), likely
-
-    def _anchors_of(
-        self, batch: Tensor, levels: list[Tensor], counts: list[int]
-    ) -> tuple[Tensor, ...]:
-        """The anchors of each level that proposes, the same for all pictures.
-
-        Each thread keeps its own, as its work on the GPU is in no order with that of others.
-        """
-        if not hasattr(self._kept, "anchors"):
-            self._kept.anchors = {}
-        kept: dict[torch.Size, tuple[Tensor, ...]] = self._kept.anchors
-        shape = batch.shape[2:]
-        if shape not in kept:
-            if len(kept) >= _SHAPES:
-                kept.clear()
-            whole = ImageList(batch[:1], [(shape[0], shape[1])])
-            [together] = self.rpn.anchor_generator(whole, levels)
-            kept[shape] = together.split(counts)
-        return kept[shape]
+        scores = scores.masked_fill(~kept.view_as(scores), -1.0).flatten(1)
+        count = min(self.rpn.post_nms_top_n(), scores.shape[1])
+        likely, chosen = scores.topk(count, dim=1)
+        return _take(boxes.flatten(1, 2), chosen), likely
 
     def _choose(
         self, logits: Tensor, deltas: Tensor, regions: Tensor, real: Tensor, limits: Tensor
@@ -150,7 +111,7 @@ class CudaDetector(nn.Module):
         `RoIHeads.postprocess_detections` chooses them; where there are fewer, the rest has 0.
         """
         decoded = self.roi_heads.box_coder.decode_single(deltas, regions.flatten(0, 1))
-        boxes = torch.minimum(decoded[:, 4:8].view_as(regions).clamp(min=0), limits)
+        boxes = torch.minimum(decoded[:, 4:8].view_as(regions).clamp(min=0), limits[:, None])
         scores = logits.softmax(1)[:, 1].view_as(real)
         sides = boxes[..., 2:] - boxes[..., :2]
         good = real & (scores > self.roi_heads.score_thresh) & (sides >= _LEAST_SIDE).all(2)
@@ -160,13 +121,6 @@ class CudaDetector(nn.Module):
         most = min(self.roi_heads.detections_per_img, scores.shape[1])
         scores, chosen = scores.masked_fill(~kept, 0.0).topk(most, dim=1)
         return _take(boxes, chosen), scores
-
-
-def _rows(maps: Tensor, values: int) -> Tensor:
-    """(N, anchors · values, H, W) as (N, H · W · anchors, values), the order of the anchors."""
-    number, _, height, width = maps.shape
-    split = maps.view(number, -1, values, height, width)
-    return split.permute(0, 3, 4, 1, 2).reshape(number, -1, values)
 
 
 def _take(boxes: Tensor, chosen: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A detector whose networks OpenVINO runs, on CPUs; torchvision's steps between them stay.
 
-Resizing, anchors, proposals, RoI pooling and the choice of boxes are those of the reference.
+Resizing, anchors, RoI pooling and the choice of boxes are those of the reference.
 """
 
 import threading
@@ -16,8 +16,10 @@ from openvino.properties import hint
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import nms
+
+from gun_detection.detector.proposals import Proposer
 
 # One for the whole life of the process. The first network that a core compiles for the CPU gives
 # the thread a stack for signal handlers, and the end of the core takes it away. Two that end in the
@@ -27,6 +29,8 @@ _CORE = openvino.Core()
 # The first inference of a process fills tables in OpenVINO's bindings, in which one thread can wait
 # for the interpreter while another holds that and waits for the table: both for good.
 _FIRST = threading.Lock()
+# So many times the regions that are wanted are compared at first.
+_AT_HAND = 4
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class OpenVinoDetector(nn.Module):
         self.transform = ResizeFirst.of(model.transform)
         self.rpn, self.roi_heads = model.rpn, model.roi_heads
         self.rpn.head = self.roi_heads.box_head = None
+        self._proposer = Proposer(self.rpn)
         self._trunk = _Network(networks.trunk, precision, streams)
         self._head = _Network(networks.head, precision, streams)
 
@@ -126,16 +131,32 @@ class OpenVinoDetector(nn.Module):
         self, images: ImageList, features: dict[str, Tensor], outputs: dict[str, Tensor]
     ) -> list[Tensor]:
         """The regions of each picture, as `RegionProposalNetwork.forward` chooses them."""
-        levels = list(_group(outputs, "objectness").values())
-        anchors = self.rpn.anchor_generator(images, list(features.values()))
-        objectness, deltas = concat_box_prediction_layers(
-            levels, list(_group(outputs, "deltas").values())
+        limits = torch.tensor([[width, height] * 2 for height, width in images.image_sizes])
+        objectness, deltas = (
+            list(_group(outputs, kind).values()) for kind in ("objectness", "deltas")
         )
-        boxes = self.rpn.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
-        counts = [level[0].numel() for level in levels]
-        regions: list[Tensor]
-        regions, _ = self.rpn.filter_proposals(boxes, objectness, images.image_sizes, counts)
-        return regions
+        maps = list(features.values())
+        found = self._proposer.likely(images.tensors, maps, objectness, deltas, limits)
+        return [self._distinct(boxes, scores) for boxes, scores in zip(*found, strict=True)]
+
+    def _distinct(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Of boxes (L, K, 4) with scores (L, K), the best that do not overlap within their level.
+
+        Only better boxes suppress one: where those at hand are enough, worse ones do not matter.
+        """
+        # Boxes of different levels do not suppress each other: they are moved apart.
+        levels = torch.arange(len(boxes))[:, None, None] * (boxes.max() + 1)
+        apart = (boxes + levels).flatten(0, 1)
+        likely, order = scores.flatten().sort(descending=True)
+        real = int((likely >= 0).sum())
+        most = self.rpn.post_nms_top_n()
+        count = _AT_HAND * most
+        while True:
+            chosen = order[: min(count, real)]
+            kept = nms(apart[chosen], likely[: len(chosen)], self.rpn.nms_thresh)
+            if len(kept) >= most or count >= real:
+                return boxes.flatten(0, 1)[chosen[kept[:most]]]
+            count *= 2
 
 
 class _Network:

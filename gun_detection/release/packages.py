@@ -4,6 +4,7 @@ A package's files lie under `models/<id>/engines/<engine>/`, each named after it
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,12 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.database import open_session
 from gun_detection.database.models import EnginePackage, ModelVersion
-from gun_detection.detector.architectures import DetectorConfig, input_size, select_device
+from gun_detection.detector.architectures import (
+    DetectorConfig,
+    input_size,
+    limit_proposals,
+    select_device,
+)
 from gun_detection.detector.cuda import CudaDetector
 from gun_detection.detector.engines import (
     CPU_ENGINES,
@@ -34,6 +40,8 @@ from gun_detection.release.registry import load_model
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from gun_detection.training.hardware import device_name
+
+DETECTOR = "detector.json"
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +89,7 @@ def assemble(
     name: str, model: FasterRCNN, config: DetectorConfig, files: Mapping[str, Path], floor: float
 ) -> DetectorEngine:
     """An engine, other than the reference, of this detector, which it takes over."""
+    limit_proposals(model, json.loads(files[DETECTOR].read_bytes())["max_proposals"])
     device = device_of(name)
     detector: nn.Module
     if device.type == "cuda":
@@ -100,6 +109,11 @@ def assemble(
         streams=streams,
         batch=batch,
     )
+
+
+def detector_file(max_proposals: int) -> dict[str, bytes]:
+    """What an engine changes of the detector, by the role of its file."""
+    return {DETECTOR: json.dumps({"max_proposals": max_proposals}).encode()}
 
 
 def device_of(engine: str) -> torch.device:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import nms
 
-from gun_detection.detector import cuda
+from gun_detection.detector import cuda, proposals
 from gun_detection.detector.architectures import (
     ARCHITECTURES,
     DetectorConfig,
@@ -52,7 +52,7 @@ def test_a_batch_gives_what_torchvision_finds(norm: str, mirrored: bool) -> None
 
 
 def test_less_precision_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_SHAPES", 1)
+    monkeypatch.setattr(proposals, "_SHAPES", 1)
     config = DetectorConfig(architecture="resnet18_fpn")
     images = pictures((100, 150), (100, 150))
     for usual, tuned in zip(*both(config, images, precision=torch.bfloat16), strict=True):
@@ -67,7 +67,7 @@ def test_nothing_is_found_where_all_is_below_the_floor() -> None:
 
 
 def test_shapes_in_turn_keep_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_SHAPES", 2)
+    monkeypatch.setattr(proposals, "_SHAPES", 2)
     torch.manual_seed(0)
     model = build_detector(DetectorConfig(architecture="resnet18_fpn")).eval()
     tuned = Predictor(CudaDetector(model, torch.float32), CPU, 0.0)  # type: ignore[arg-type]
