@@ -89,7 +89,9 @@ def assemble(
     name: str, model: FasterRCNN, config: DetectorConfig, files: Mapping[str, Path], floor: float
 ) -> DetectorEngine:
     """An engine, other than the reference, of this detector, which it takes over."""
-    limit_proposals(model, json.loads(files[DETECTOR].read_bytes())["max_proposals"])
+    # Packages of before there was a choice have none.
+    if DETECTOR in files:
+        limit_proposals(model, json.loads(files[DETECTOR].read_bytes())["max_proposals"])
     device = device_of(name)
     detector: nn.Module
     if device.type == "cuda":

@@ -10,6 +10,8 @@ import torch
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from gun_detection.detector import openvino
+from gun_detection.detector.architectures import limit_proposals
 from gun_detection.detector.conversion import to_files
 from gun_detection.detector.engines import runnable
 from gun_detection.detector.inference import Predictor
@@ -39,6 +41,22 @@ def test_pictures_of_several_sizes_in_one_call(model: FasterRCNN, networks: Netw
     found = predictor(model, networks)(pictures)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 7, 60, 1000])
+def test_the_best_regions_are_those_of_torchvision(
+    most: int, model: FasterRCNN, networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At first too few to end with as many as are wanted.
+    monkeypatch.setattr(openvino, "_AT_HAND", 1)
+    limited = deepcopy(model)
+    limit_proposals(limited, most)
+    for size in SIZES:
+        [expected] = Predictor(deepcopy(limited), CPU, 0.0)([picture(*size)])
+        [found] = predictor(limited, networks)([picture(*size)])
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+        # Further down scores differ by less than they are computed to.
+        np.testing.assert_allclose(found.boxes[:10], expected.boxes[:10], atol=1e-2)
 
 
 def test_threads_do_not_disturb_each_other(model: FasterRCNN, networks: Networks) -> None:

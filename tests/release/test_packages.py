@@ -160,6 +160,32 @@ def test_damage_is_found_and_a_damaged_copy_fetched_again(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("enough", "expected"), [(3, 3), (100, 100), (1000, None)])
+def test_an_engine_looks_at_few_regions_where_they_are_enough(
+    enough: int,
+    expected: int | None,
+    version: ModelVersion,
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def check(self: object, engine: DetectorEngine) -> packaging._Result:
+        most = engine.predictor._model.rpn.post_nms_top_n()
+        tried.append(most)
+        return packaging._Result(accepted=most >= enough, reason="so many regions")
+
+    monkeypatch.setattr(packaging, "FEW_PROPOSALS", 3)
+    monkeypatch.setattr(packaging._Packaging, "_check", check)
+    row = make(version, F32, settings, storage)
+    assert (tried, row.accepted) == ([3] if enough == 3 else [3, 100], expected is not None)
+    if expected is not None:
+        engine = open_engine(version, wanting(F32, settings), storage)
+        assert engine.predictor._model.rpn.post_nms_top_n() == expected
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_package_that_finds_less_is_refused(
     version: ModelVersion, settings: Settings, storage: Storage
 ) -> None:
