@@ -1,12 +1,14 @@
-"""What a picture costs with each engine of a CPU, and what it finds, beside the reference.
+"""What a picture costs with each engine of this machine, and what it finds, beside the reference.
 
     python benchmarks/engines.py --pictures DIR [--calibration DIR] [--limit N]
-        (--weights FILE | --architecture NAME) [--proposals N] [--plain] [--engines NAME ...]
+        (--weights FILE | --architecture NAME) [--regions N] [--plain] [--engines NAME ...]
 
 DIR holds labelled pictures in any layout that can be ingested; 8 bits are fitted to those of
-`--calibration`, or to half of the others. Engines take turns, a handful of pictures at a time, each
-with as many threads as it asks for. Prints processor and wall seconds of a picture, their ratio to
-the reference's, and AP50. An architecture has random weights, which show its cost alone.
+`--calibration`, or to half of the others. Engines take turns, some pictures of like shapes at a
+time, each with as many threads and as large batches as it asks for. Prints processor and wall
+seconds of a picture, their ratio to the reference's, and AP50. An architecture has random weights,
+which show its cost alone. `--regions` is how many regions of a picture the engines look at, where
+the reference looks at as many as the architecture has it.
 """
 
 import argparse
@@ -25,14 +27,21 @@ from numpy.typing import NDArray
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.datasets.sources import open_source
-from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
+from gun_detection.detector.architectures import (
+    ARCHITECTURES,
+    DetectorConfig,
+    build_detector,
+    select_device,
+)
 from gun_detection.detector.conversion import convert, quantize, to_files
 from gun_detection.detector.engines import (
+    CPU_ENGINES,
     DetectorEngine,
     cores,
     one_thread_each,
     reference,
     runnable,
+    shape_class,
 )
 from gun_detection.detector.inference import EVALUATION_FLOOR, Detections
 from gun_detection.detector.weights import config_of, deserialize
@@ -45,7 +54,7 @@ from gun_detection.release.packaging import drift
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
-CPU = torch.device("cpu")
+DEVICE = select_device("auto")
 CALIBRATION = 100
 
 
@@ -67,11 +76,12 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--weights", type=Path)
     what.add_argument("--architecture")
-    parser.add_argument("--proposals", type=int, help="regions that the box head looks at")
+    parser.add_argument("--regions", type=int, help="that the box head of an engine looks at")
     parser.add_argument("--plain", action="store_true", help="without the mirrored picture")
-    parser.add_argument("--engines", nargs="+", default=list(runnable(CPU)))
+    parser.add_argument("--engines", nargs="+", default=list(runnable(DEVICE)))
     arguments = parser.parse_args()
-    one_thread_each()
+    if DEVICE.type == "cpu":
+        one_thread_each()
     pictures = list(labelled(arguments.pictures, arguments.limit))
     if arguments.calibration:
         others = list(labelled(arguments.calibration, CALIBRATION))
@@ -80,10 +90,12 @@ def main() -> None:
     # What is fitted to random weights does not matter.
     fitting = [pixels for pixels, _ in others][: CALIBRATION if arguments.weights else 4]
     model, config = detector(arguments)
+    regions = arguments.regions or model.rpn.post_nms_top_n()
     engines = [
-        reference(deepcopy(model), config, EVALUATION_FLOOR, CPU),
-        *(converted(model, config, arguments.engines, fitting)),
+        reference(deepcopy(model), config, EVALUATION_FLOOR, DEVICE),
+        *(packaged(model, config, arguments.engines, fitting, regions)),
     ]
+    pictures.sort(key=lambda picture: shape_class(picture[0].shape))
     show([Taken(engine) for engine in engines], pictures, trained=arguments.weights is not None)
 
 
@@ -104,9 +116,7 @@ def labelled(folder: Path, limit: int) -> Iterator[tuple[NDArray[np.uint8], Boxe
 
 
 def detector(arguments: argparse.Namespace) -> tuple[FasterRCNN, DetectorConfig]:
-    changes: dict[str, Any] = {"max_proposals": arguments.proposals}
-    if arguments.plain:
-        changes["mirrored"] = False
+    changes: dict[str, Any] = {"mirrored": False} if arguments.plain else {}
     if arguments.architecture:
         config = DetectorConfig(architecture=arguments.architecture, **changes)
         torch.manual_seed(0)
@@ -117,23 +127,30 @@ def detector(arguments: argparse.Namespace) -> tuple[FasterRCNN, DetectorConfig]
     return deserialize(data, config), config
 
 
-def converted(
-    model: FasterRCNN, config: DetectorConfig, names: list[str], fitting: list[NDArray[np.uint8]]
+def packaged(
+    model: FasterRCNN,
+    config: DetectorConfig,
+    names: list[str],
+    fitting: list[NDArray[np.uint8]],
+    regions: int,
 ) -> Iterator[DetectorEngine]:
-    full, precise = convert(model), ARCHITECTURES[config.architecture].precise
+    on_cpu = [name for name in names if name in CPU_ENGINES]
+    full, precise = convert(model) if on_cpu else None, ARCHITECTURES[config.architecture].precise
     for name in names:
-        networks = full
-        if name == "openvino-int8":
-            networks = quantize(
-                model,
-                full,
-                range(len(fitting)),
-                lambda index: torch.from_numpy(fitting[index]).permute(2, 0, 1) / 255,
-                precise,
-            )
+        built = detector_file(regions)
+        if full is not None and name in on_cpu:
+            networks = full
+            if name == "openvino-int8":
+                networks = quantize(
+                    model,
+                    full,
+                    range(len(fitting)),
+                    lambda index: torch.from_numpy(fitting[index]).permute(2, 0, 1) / 255,
+                    precise,
+                )
+            built |= to_files(networks, precise)
         with tempfile.TemporaryDirectory() as folder:
             files = {}
-            built = to_files(networks, precise) | detector_file(model.rpn.post_nms_top_n())
             for role, data in built.items():
                 files[role] = Path(folder, role)
                 files[role].write_bytes(data)
@@ -143,7 +160,7 @@ def converted(
 def show(
     rows: list[Taken], pictures: list[tuple[NDArray[np.uint8], Boxes]], *, trained: bool
 ) -> None:
-    size = 4 * cores()
+    size = max(4 * row.engine.streams * row.engine.batch for row in rows)
     for row in rows:
         # The first picture of a thread pays for what it will use again.
         run(row, [pixels for pixels, _ in pictures[:size]], counts=False)
@@ -169,7 +186,9 @@ def show(
 def run(row: Taken, images: list[NDArray[np.uint8]], *, counts: bool = True) -> None:
     with ThreadPoolExecutor(row.engine.streams) as pool:
         processor, wall = time.process_time(), time.perf_counter()
-        found = [one for [one] in pool.map(lambda pixels: row.engine([pixels]), images)]
+        batch = row.engine.batch
+        parts = [images[start : start + batch] for start in range(0, len(images), batch)]
+        found = [one for some in pool.map(row.engine, parts) for one in some]
         processor, wall = time.process_time() - processor, time.perf_counter() - wall
     if counts:
         row.processor += processor

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,13 @@ def ok(result: tuple[int, str, str]) -> Any:
     return json.loads(output)
 
 
-def test_the_loop_by_hand(cli: Run, settings: Settings, storage: Storage, tmp_path: Path) -> None:
+def test_the_loop_by_hand(
+    cli: Run,
+    settings: Settings,
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert "There is no model version yet." in cli("models")[1]
     dataset = ok(cli("ingest", "synthetic:60:1", "--json"))
     assert dataset["created"] is True
@@ -89,7 +97,8 @@ def test_the_loop_by_hand(cli: Run, settings: Settings, storage: Storage, tmp_pa
     for picture in upload_pictures(3, seed=1):
         storage.put(settings.uploads_bucket, picture.name, picture.data)
     storage.put(settings.uploads_bucket, "words.jpg", b"words")
-    summary = ok(cli("score", "--json"))
+    monkeypatch.setenv("GUN_DETECTION_SHARD_IMAGES", "2")
+    summary = ok(cli("score", "--jobs", 2, "--json"))
     assert (summary["scored"], summary["quarantined"]) == (3, 1)
     assert ok(cli("score", "--json"))["planned"] == 0
 
@@ -101,6 +110,50 @@ def test_the_loop_by_hand(cli: Run, settings: Settings, storage: Storage, tmp_pa
     assert pruned["deleted"] == [], "the newest and the champion stay"
     assert [row["dataset"] for row in ok(cli("datasets", "--json"))] == [dataset["dataset_id"]]
     assert all(check["ok"] for check in ok(cli("doctor", "--json")))
+
+
+JOBS = """
+import sys
+from pathlib import Path
+from gun_detection.children import run_child
+from gun_detection.cli.scoring import _in_parallel
+
+folder = Path(sys.argv[1])
+child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+
+
+def wait(number):
+    own = folder / f"{number}"
+    own.mkdir()
+    pid = str(folder / f"{number}.pid")
+    run_child([sys.executable, "-c", child, pid], own, {}, lambda _: None)
+
+
+_in_parallel(wait, [0, 1, 2], 2)
+"""
+
+
+def test_an_interrupt_ends_all_that_is_scored_at_the_same_time(tmp_path: Path) -> None:
+    pids = [tmp_path / f"{number}.pid" for number in (0, 1)]
+
+    def eventually(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    # In a session of its own: from a terminal the children would hear of it, too.
+    with subprocess.Popen(
+        [sys.executable, "-c", JOBS, str(tmp_path)], start_new_session=True
+    ) as process:
+        eventually(lambda: all(pid.exists() and pid.read_text() for pid in pids))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert not (tmp_path / "2.pid").exists()
+    for pid in pids:
+        stat = Path(f"/proc/{pid.read_text()}/stat")
+        # Nobody may collect what it leaves.
+        eventually(lambda stat=stat: not stat.exists() or ") Z " in stat.read_text())  # type: ignore[misc]
 
 
 def test_a_file_is_evaluated_and_used_without_a_database(
