@@ -34,8 +34,10 @@ def _fuse_activations(layers: nn.Module) -> None:
     """Of layers that follow each other, each ReLU into the convolution before it."""
     last = ""
     for name, layer in list(layers.named_children()):
-        if type(layer) is nn.ReLU and isinstance(getattr(layers, last, None), nn.Conv2d):
-            setattr(layers, last, _ConvolutionReLU(getattr(layers, last)))
+        before = getattr(layers, last, None)
+        # Convolutions of groups of channels are not combined with anything everywhere.
+        if type(layer) is nn.ReLU and isinstance(before, nn.Conv2d) and before.groups == 1:
+            setattr(layers, last, _ConvolutionReLU(before))
             setattr(layers, name, nn.Identity())
         elif not isinstance(layer, nn.Identity):
             last = name

@@ -15,7 +15,7 @@ from gun_detection.detector.architectures import (
     fold_batch_norm,
 )
 from gun_detection.detector.cuda import CudaDetector
-from gun_detection.detector.fusion import fuse
+from gun_detection.detector.fusion import _ConvolutionReLU, fuse
 from gun_detection.detector.inference import Detections, Predictor
 
 CPU = torch.device("cpu")
@@ -98,9 +98,11 @@ def test_fused_networks_compute_the_same(architecture: str, side: int) -> None:
             torch.testing.assert_close(found[name], level, rtol=1e-3, atol=1e-4)
         levels = list(expected.values())
         torch.testing.assert_close(fused.rpn.head(levels), model.rpn.head(levels))
-    layers = [type(layer) for layer in fused.backbone.modules()]
+    layers = list(fused.backbone.modules())
+    combined = [layer.convolution for layer in layers if isinstance(layer, _ConvolutionReLU)]
+    assert {layer.groups for layer in combined} <= {1}
     if architecture.startswith("resnet"):
-        assert torch.nn.ReLU not in layers
+        assert not any(isinstance(layer, torch.nn.ReLU) for layer in layers)
 
 
 def _target() -> dict[str, Tensor]:
