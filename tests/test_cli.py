@@ -113,11 +113,14 @@ def test_the_loop_by_hand(
 
 
 JOBS = """
+import signal
 import sys
 from pathlib import Path
 from gun_detection.children import run_child
 from gun_detection.cli.scoring import _in_parallel
 
+# What runs in the background inherits that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
 
@@ -146,9 +149,12 @@ def test_an_interrupt_ends_all_that_is_scored_at_the_same_time(tmp_path: Path) -
     with subprocess.Popen(
         [sys.executable, "-c", JOBS, str(tmp_path)], start_new_session=True
     ) as process:
-        eventually(lambda: all(pid.exists() and pid.read_text() for pid in pids))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        try:
+            eventually(lambda: all(pid.exists() and pid.read_text() for pid in pids))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
     assert not (tmp_path / "2.pid").exists()
     for pid in pids:
         stat = Path(f"/proc/{pid.read_text()}/stat")
