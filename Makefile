@@ -70,8 +70,12 @@ format: $(STAMP) ## Rewrite the code in the project's style
 
 lock: $(STAMP) $(UV) ## Resolve the dependencies of pyproject.toml again (UPGRADE=1 takes newer versions)
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --all-extras --output-file requirements.txt
-	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra airflow --constraint requirements.txt \
+	$(COMPILE) --extra airflow --constraint requirements.txt \
 		--output-file docker/requirements-airflow.txt
+	$(COMPILE) --extra airflow --extra detector --constraint requirements.txt \
+		--output-file docker/requirements-worker.txt
+	$(COMPILE) --extra detector --extra serving --constraint requirements.txt \
+		--output-file docker/requirements-serving.txt
 
 docs: $(STAMP) ## Write the pages of docs/ that follow from the code
 	$(BIN)/python -m gun_detection.settings > docs/settings.md

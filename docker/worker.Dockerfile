@@ -13,7 +13,7 @@ ENV AIRFLOW_HOME=/opt/airflow \
     AIRFLOW__CORE__PLUGINS_FOLDER=/opt/gun-detection/plugins \
     GUN_DETECTION_HOME=/var/lib/gun-detection \
     PYTHONUNBUFFERED=1
-COPY requirements.txt /opt/gun-detection/requirements.txt
+COPY docker/requirements-worker.txt /opt/gun-detection/requirements.txt
 RUN pip install --no-cache-dir --require-hashes --only-binary :all: \
         -r /opt/gun-detection/requirements.txt \
     && groupadd --gid 50000 airflow \

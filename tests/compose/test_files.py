@@ -186,7 +186,7 @@ def test_airflow_image_has_no_torch_and_agrees_with_the_worker() -> None:
         lines = (REPOSITORY / name).read_text()
         return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", lines, re.M))
 
-    airflow, worker = versions("docker/requirements-airflow.txt"), versions("requirements.txt")
+    airflow, worker = versions("docker/requirements-airflow.txt"), versions("docker/requirements-worker.txt")
     assert "torch" not in airflow
     assert not [name for name in airflow if name.startswith("nvidia")]
     assert {k: worker.get(k) for k in airflow} == airflow
