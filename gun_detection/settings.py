@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gun_detection.errors import SettingsError
@@ -213,6 +213,72 @@ class Settings(BaseSettings):
     )
     shard_lease_seconds: int = Field(
         900, ge=30, description="How long a silent worker keeps its shard, in seconds."
+    )
+
+    # Predict service
+    serve_host: str = Field("127.0.0.1", description="Address that the predict service binds.")
+    serve_port: int = Field(8000, ge=0, le=65535, description="Its port.")
+    serve_workers: int = Field(
+        1, gt=0, description="Its processes; each has a model of its own and uses all cores."
+    )
+    serve_model: str = Field(
+        "champion",
+        description="What it serves: `champion`, which follows every promotion and rollback, or "
+        "the path of a .safetensors or .pth file.",
+    )
+    serve_threshold: float | None = Field(
+        None, ge=0, le=1, description="Score threshold instead of the model's own."
+    )
+    serve_refresh_seconds: float = Field(
+        10.0, gt=0, description="Pause between two looks for another champion."
+    )
+    serve_max_bytes: ByteSize = Field(
+        ByteSize(10 * 2**20),
+        ge=2**14,
+        description="Largest picture that it takes, in bytes, or as in `10MB`.",
+    )
+    serve_batch_images: int = Field(16, gt=0, description="Most pictures of one batch request.")
+    serve_queue: int = Field(
+        64,
+        gt=0,
+        description="Pictures under way in one process; beyond them the answer is 503.",
+    )
+    serve_timeout: float = Field(
+        30.0, gt=0, description="Longest time from a request's last byte to its answer, in seconds."
+    )
+    serve_body_seconds: float = Field(
+        20.0, gt=0, description="Longest time that a request may take to arrive, in seconds."
+    )
+    serve_anonymous: bool = Field(
+        False, description="Whether it answers without an API key (see `gun-detection keys`)."
+    )
+    serve_keys: SecretStr | None = Field(
+        None, description="API keys, as `gun-detection keys new` prints their entries."
+    )
+    serve_keys_file: Path | None = Field(
+        None,
+        description="File with an entry on each line, read again when it changes; unset: "
+        "`api-keys` in `HOME`.",
+    )
+    serve_rate_limit: str = Field(
+        "10/minute", description="Pictures of one client, as in `10/minute`, or `off`."
+    )
+    serve_rate_store: SecretStr | None = Field(
+        None,
+        description="Where several machines count them, `redis://host`; unset: each by itself.",
+    )
+    serve_trusted_proxies: str = Field(
+        "",
+        description="Addresses or networks, with commas between, whose `X-Forwarded-For` is "
+        "believed.",
+    )
+    serve_cors_origins: str = Field(
+        "", description="Origins, with commas between, whose pages may call it from a browser."
+    )
+    serve_store: Literal["never", "asked", "always"] = Field(
+        "never",
+        description="Whether pictures go to `UPLOADS_BUCKET`, where scoring finds them: `asked` "
+        "stores those of requests with `store=true`.",
     )
 
     # Logging

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from gun_detection import __version__
-from gun_detection.cli import data, models, release, scoring
+from gun_detection.cli import data, models, release, scoring, serving
 from gun_detection.cli.output import err, out
 from gun_detection.errors import GunDetectionError, SettingsError, explain_os_error
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 database = typer.Typer(help="The database that holds everything but files.", no_args_is_help=True)
 app.add_typer(database, name="db")
 app.add_typer(scoring.quarantine, name="quarantine")
+app.add_typer(serving.keys, name="keys")
 
 database.command()(data.upgrade)
 # In the order of the loop, as the help lists them.
@@ -44,6 +45,7 @@ for command in (
     scoring.score,
     scoring.rescore,
     models.predict,
+    serving.serve,
 ):
     app.command()(command)
 app.command("import-model")(models.import_model)

@@ -3,7 +3,9 @@
 `eager` is the reference, which every other one is held against.
 """
 
+import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +17,8 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.detector.architectures import DetectorConfig, input_size
 from gun_detection.detector.inference import Detections, Predictor
+
+logger = logging.getLogger(__name__)
 
 REFERENCE = "eager"
 CPU_ENGINES = ("openvino-f32", "openvino-bf16", "openvino-int8")
@@ -88,6 +92,28 @@ class DetectorEngine:
             message = str(error).strip().partition("\n")[0]
         # Outside the handler: its exception would keep the tensors of the failed batch alive.
         raise OutOfMemory(message)
+
+
+def detect(
+    engine: Engine, images: Sequence[NDArray[np.uint8]]
+) -> list[tuple[Detections | None, float]]:
+    """(detections, its share of the milliseconds) of each picture; None for one that is too much.
+
+    A batch that does not fit into memory is halved until its parts do.
+    """
+    began = time.perf_counter()
+    try:
+        found = engine(images)
+    except OutOfMemory:
+        logger.warning("a batch of %d pictures does not fit into memory", len(images))
+    else:
+        share = round(1000 * (time.perf_counter() - began) / len(images), 3)
+        return [(one, share) for one in found]
+    # Outside the handler: its exception would keep the tensors of the failed batch alive.
+    if len(images) == 1:
+        return [(None, 0.0)]
+    half = len(images) // 2
+    return detect(engine, images[:half]) + detect(engine, images[half:])
 
 
 def shape_class(shape: tuple[int, ...]) -> tuple[int, int]:

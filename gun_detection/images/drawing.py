@@ -1,9 +1,12 @@
 """Boxes drawn onto pixels, and pixels as files that a browser shows."""
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 _BOX_COLOUR = (255, 32, 32)
 
@@ -16,11 +19,12 @@ def draw_boxes(
     *,
     colour: tuple[int, int, int] = _BOX_COLOUR,
     label: str | None = None,
+    caption: str | None = None,
 ) -> np.ndarray:
     """A copy of `pixels`, uint8 (H, W, 3), with the boxes that score at least `threshold`.
 
     `boxes` is (N, 4) xyxy in pixels and `scores` is (N,); each box carries its score in percent, or
-    the `label` instead.
+    the `label` instead. A `caption` stands at the lower left.
     Raises `ValueError` for other shapes or for boxes that are not finite.
     """
     boxes, scores = np.asarray(boxes, float), np.asarray(scores, float)
@@ -37,19 +41,39 @@ def draw_boxes(
         x1, y1, x2, y2 = boxes[index].tolist()
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=width)
         text = label or f"{scores[index]:.0%}"
-        left, top, right, bottom = draw.textbbox((x1 + width, y1 + width), text, font=font)
-        draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=colour)
-        draw.text((x1 + width, y1 + width), text, fill=_ink(colour), font=font)
+        _write(draw, (x1 + width, y1 + width), text, font, colour)
+    if caption is not None:
+        small = ImageFont.load_default(max(10, min(image.size) // 40))
+        _, _, _, bottom = draw.textbbox((0, 0), caption, font=small)
+        _write(draw, (4, image.height - bottom - 4), caption, small, (32, 32, 32))
     return np.array(image)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    ground: tuple[int, int, int],
+) -> None:
+    left, top, right, bottom = draw.textbbox(place, text, font=font)
+    draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), fill=ground)
+    draw.text(place, text, fill=_ink(ground), font=font)
 
 
 def _ink(colour: tuple[int, int, int]) -> str:
     return "black" if sum(colour) > 400 else "white"
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) RGB as a PNG file."""
-    return _encode(pixels, "PNG")
+def encode_png(pixels: np.ndarray, *, texts: Mapping[str, str] | None = None) -> bytes:
+    """uint8 (H, W, 3) RGB as a PNG file, with `texts` in it for programs that read them.
+
+    Little is compressed for the time that it takes: these are for looking at, not for keeping.
+    """
+    info = PngInfo()
+    for name, text in (texts or {}).items():
+        info.add_itxt(name, text)
+    return _encode(pixels, "PNG", compress_level=1, pnginfo=info)
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -57,7 +81,7 @@ def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
     return _encode(pixels, "JPEG", quality=quality)
 
 
-def _encode(pixels: np.ndarray, name: str, **options: int) -> bytes:
+def _encode(pixels: np.ndarray, name: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, name, **options)
     return buffer.getvalue()

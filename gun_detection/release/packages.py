@@ -54,9 +54,7 @@ def open_engine(version: ModelVersion, settings: Settings, storage: Storage) -> 
     `SettingsError` for one that this machine cannot run, and `TerminalError` (`SHA256_MISMATCH`)
     for other files than were packaged.
     """
-    with open_session(settings) as session:
-        rows = session.scalars(select(EnginePackage).where(EnginePackage.model_id == version.id))
-        chosen = _choose(rows.all(), version, settings)
+    chosen = _chosen(version, settings)
     name, sums = (chosen.engine, chosen.files) if chosen else (REFERENCE, {})
     files = {
         role(file): _fetch(version.id, name, file, sha256, settings, storage)
@@ -67,6 +65,18 @@ def open_engine(version: ModelVersion, settings: Settings, storage: Storage) -> 
         one_thread_each()
     logger.info("%s runs on the engine %s (%s)", version.id, engine.name, engine.device)
     return engine
+
+
+def engine_for(version: ModelVersion, settings: Settings) -> str:
+    """The name of the engine that `open_engine` would open; raises as it does."""
+    chosen = _chosen(version, settings)
+    return chosen.engine if chosen else REFERENCE
+
+
+def _chosen(version: ModelVersion, settings: Settings) -> EnginePackage | None:
+    with open_session(settings) as session:
+        rows = session.scalars(select(EnginePackage).where(EnginePackage.model_id == version.id))
+        return _choose(rows.all(), version, settings)
 
 
 def load_engine(

@@ -156,7 +156,7 @@ def open_predictor(name: str, settings: Settings, floor: float) -> tuple[str, Pr
     """
     path = Path(name)
     if path.suffix in _WEIGHT_SUFFIXES:
-        model, detector, threshold = _open_file(path, "resnet50_fpn")
+        model, detector, threshold = open_file(path)
         device = select_device(settings.device)
         predictor = Predictor(model, device, floor, mirrored=detector.mirrored)
         return path.name, predictor, threshold
@@ -178,7 +178,7 @@ def import_file(
 
     Without a threshold it takes that of the file's `model.json` beside it, or 0.7.
     """
-    model, detector, recorded = _open_file(path, architecture)
+    model, detector, recorded = open_file(path, architecture)
     if threshold is None:
         threshold = recorded
     # The same weights at another threshold are another version.
@@ -200,8 +200,14 @@ def import_file(
     return publish(new, settings, storage, session)
 
 
-def _open_file(path: Path, architecture: str) -> tuple[FasterRCNN, DetectorConfig, float]:
-    """(detector, its configuration, threshold) of a weights file."""
+def open_file(
+    path: Path, architecture: str = "resnet50_fpn"
+) -> tuple[FasterRCNN, DetectorConfig, float]:
+    """(detector, its configuration, threshold) of a weights file.
+
+    `architecture` is that of a file which does not say; the threshold that of the `model.json`
+    beside it, or 0.7.
+    """
     if not path.is_file():
         raise NotFoundError(f"there is no weights file {path}")
     if architecture not in ARCHITECTURES:

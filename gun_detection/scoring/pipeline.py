@@ -21,12 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gun_detection.batching import Batcher
 from gun_detection.database import open_session
-from gun_detection.detector.engines import Engine, OutOfMemory, shape_class
+from gun_detection.detector.engines import Engine, detect, shape_class
 from gun_detection.detector.inference import Detections
 from gun_detection.errors import GunDetectionError, ImageError, ServiceUnavailableError
 from gun_detection.images import DecodedImage, SandboxedDecoder
-from gun_detection.scoring.batching import Batcher
 from gun_detection.scoring.budget import Budget
 from gun_detection.scoring.flow import BATCH, in_batches, in_threads
 from gun_detection.scoring.leases import Item, Lease, finish_shard, suspect
@@ -245,22 +245,11 @@ class _Worker:
             self._decoders.put(decoder)
 
     def _found(self, images: list[NDArray[np.uint8]]) -> list[tuple[Detections | None, float]]:
-        """(detections, milliseconds) of each picture; None for one that alone is too much."""
-        began = time.perf_counter()
-        try:
-            found = self._engine(images)
-        except OutOfMemory:
-            logger.warning("a batch of %d pictures does not fit into memory", len(images))
-        else:
-            seconds = time.perf_counter() - began
-            # Who asked for a picture counts all of its time here as waiting.
-            self._meter.add("infer", working=seconds, waiting=-seconds * len(images))
-            return [(one, round(1000 * seconds / len(images), 3)) for one in found]
-        # Outside the handler: its exception would keep the tensors of the failed batch alive.
-        if len(images) == 1:
-            return [(None, 0.0)]
-        half = len(images) // 2
-        return self._found(images[:half]) + self._found(images[half:])
+        answers = detect(self._engine, images)
+        seconds = sum(milliseconds for _, milliseconds in answers) / 1000
+        # Who asked for a picture counts all of its time here as waiting.
+        self._meter.add("infer", working=seconds, waiting=-seconds * len(images))
+        return answers
 
     def _earlier(self, digests: list[str]) -> list[Outcome | None]:
         with open_session(self._settings) as session:

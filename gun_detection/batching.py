@@ -46,11 +46,15 @@ class Batcher(Generic[_Ask, _Answer]):
             thread.join()
 
     def __call__(self, ask: _Ask) -> _Answer:
+        return self.submit(ask).result()
+
+    def submit(self, ask: _Ask) -> "Future[_Answer]":
+        """The answer to be; what is cancelled before its batch begins is not asked."""
         future: Future[_Answer] = Future()
         with self._changed:
             self._waiting.setdefault(self._kind(ask), []).append((ask, future))
             self._changed.notify()
-        return future.result()
+        return future
 
     def _work(self) -> None:
         while self._wait():
@@ -76,7 +80,7 @@ class Batcher(Generic[_Ask, _Answer]):
             if rest:
                 self._waiting[kind] = rest
                 self._changed.notify()
-            return batch
+        return [(ask, future) for ask, future in batch if future.set_running_or_notify_cancel()]
 
     def _answer(self, batch: list[tuple[_Ask, "Future[_Answer]"]]) -> None:
         try:

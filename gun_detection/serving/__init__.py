@@ -1,0 +1,1 @@
+"""The predict service: the champion behind REST, and a web page."""

@@ -1,0 +1,87 @@
+"""Around every request: an id, a line in the log, figures, headers for browsers."""
+
+import json
+import logging
+import time
+import uuid
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gun_detection.serving.metrics import REQUEST_SECONDS, REQUESTS
+
+logger = logging.getLogger(__name__)
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    # Answers are about pictures of people: no cache keeps them.
+    "Cache-Control": "no-store",
+}
+# Asked every few seconds by machines.
+_PROBES = {"/health", "/ready", "/metrics"}
+
+
+class Frame:
+    """ASGI middleware, the outermost; nothing of a picture or a key goes into the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=message["headers"])
+                headers["X-Request-ID"] = request_id
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                message["headers"] = headers.raw
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_framed)
+        except Exception:
+            logger.exception("a request failed", extra={"request_id": request_id})
+            if not status:
+                await _send_failure(send_framed)
+        finally:
+            seconds = time.perf_counter() - began
+            route = getattr(scope.get("route"), "path", "none")
+            REQUESTS.labels(route, status).inc()
+            REQUEST_SECONDS.labels(route).observe(seconds)
+            quiet = route in _PROBES and status == 200
+            logger.log(
+                logging.DEBUG if quiet else logging.INFO,
+                "%s %s",
+                scope["method"],
+                route,
+                extra={
+                    "status": status,
+                    "ms": round(1000 * seconds, 1),
+                    "request_id": request_id,
+                    **scope["state"].get("log", {}),
+                },
+            )
+
+
+async def _send_failure(send: Send) -> None:
+    error = {"reason": "INTERNAL", "message": "this is a fault of the service: tell its operator"}
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

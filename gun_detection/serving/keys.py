@@ -1,0 +1,201 @@
+"""API keys: only their hashes are kept, each with scopes and a day on which it ends.
+
+An entry is one word, `name:scopes:end:sha256`, with scopes joined by `+` and `never` or the last
+day (UTC) as its end. A key holds 256 random bits, so that a plain hash of it cannot be turned back.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+from gun_detection.errors import NotFoundError, SettingsError
+from gun_detection.settings import Settings
+
+SCOPES = ("predict", "store", "metrics")
+PREFIX = "gd_"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256 = re.compile("[0-9a-f]{64}")
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is kept of a key: `end` is its last day, or None."""
+
+    name: str
+    scopes: frozenset[str]
+    end: date | None
+    sha256: str
+
+    @classmethod
+    def parse(cls, entry: str) -> Self:
+        """Raises `SettingsError`, without the entry in it."""
+        parts = entry.split(":")
+        if len(parts) != 4:
+            raise SettingsError("an API key's entry is not name:scopes:end:sha256")
+        name, scopes, end, sha256 = parts
+        check_name(name)
+        if not _SHA256.fullmatch(sha256):
+            raise SettingsError(f"the entry of the API key {name} has no sha256")
+        try:
+            last = None if end == "never" else date.fromisoformat(end)
+        except ValueError:
+            raise SettingsError(
+                f"the API key {name} ends on {end!r}: write YYYY-MM-DD or never"
+            ) from None
+        return cls(name, check_scopes(name, scopes.split("+")), last, sha256)
+
+    def __str__(self) -> str:
+        scopes = "+".join(scope for scope in SCOPES if scope in self.scopes)
+        return f"{self.name}:{scopes}:{self.end or 'never'}:{self.sha256}"
+
+    def valid(self, today: date) -> bool:
+        return self.end is None or today <= self.end
+
+
+def check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise SettingsError(
+            f"{name!r} is no name of an API key: letters, digits, dots, dashes and underscores"
+        )
+
+
+def check_scopes(name: str, scopes: Iterable[str]) -> frozenset[str]:
+    chosen = frozenset(scopes)
+    if not chosen or not chosen <= set(SCOPES):
+        raise SettingsError(f"scopes of the API key {name}: choose from {', '.join(SCOPES)}")
+    return chosen
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
+
+
+def new_key(name: str, scopes: Iterable[str], days: int | None) -> tuple[str, Key]:
+    """(the key itself, which is never kept, what is kept of it)."""
+    check_name(name)
+    key = PREFIX + secrets.token_urlsafe(32)
+    end = None if days is None else today() + timedelta(days=days)
+    return key, Key(name, check_scopes(name, scopes), end, _digest(key))
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class KeyRing:
+    """The keys of the settings and of their file, which may change at any time."""
+
+    def __init__(self, settings: Settings) -> None:
+        given = settings.serve_keys.get_secret_value() if settings.serve_keys else ""
+        self._fixed = [Key.parse(entry) for entry in given.split()]
+        self._file = keys_file(settings)
+        self._looked, self._stamp = 0.0, _stamp(self._file)
+        self._keys = self._index()
+
+    def find(self, key: str) -> Key | None:
+        """The valid key that this is."""
+        self._look()
+        # The index is by hash: how long this takes says nothing about the keys.
+        found = self._keys.get(_digest(key))
+        return found if found is not None and found.valid(today()) else None
+
+    def __len__(self) -> int:
+        return sum(key.valid(today()) for key in self._keys.values())
+
+    def _look(self) -> None:
+        """Read the file again if it changed; raises `SettingsError` if it is damaged."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        stamp = _stamp(self._file)
+        if stamp != self._stamp:
+            self._keys = self._index()
+            self._stamp = stamp
+
+    def _index(self) -> dict[str, Key]:
+        return {key.sha256: key for key in [*self._fixed, *read_keys(self._file)]}
+
+
+def keys_file(settings: Settings) -> Path:
+    return settings.serve_keys_file or settings.home / "api-keys"
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The entries of a file; none if there is no file."""
+    try:
+        lines = path.read_text().split()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"the file of API keys {path} cannot be read: {error}") from None
+    return [Key.parse(line) for line in lines]
+
+
+def add_key(path: Path, key: Key) -> None:
+    """Add an entry; raises `SettingsError` if a valid key has this name."""
+    with _changing(path) as keys:
+        if any(other.name == key.name and other.valid(today()) for other in keys):
+            raise SettingsError(
+                f"there is an API key {key.name}: rotate it, revoke it, or take another name"
+            )
+        keys.append(key)
+
+
+def rotate_key(path: Path, name: str, overlap_days: int, days: int | None) -> str:
+    """A new key of this name and scopes; those before it end in `overlap_days` at the latest."""
+    with _changing(path) as keys:
+        before = [key for key in keys if key.name == name and key.valid(today())]
+        if not before:
+            raise NotFoundError(f"there is no valid API key {name} in {path}")
+        last = today() + timedelta(days=overlap_days)
+        for key in before:
+            end = last if key.end is None else min(last, key.end)
+            keys[keys.index(key)] = replace(key, end=end)
+        secret, made = new_key(name, before[-1].scopes, days)
+        keys.append(made)
+    return secret
+
+
+def revoke_key(path: Path, name: str) -> int:
+    """Remove all keys of this name, at once; how many they were."""
+    with _changing(path) as keys:
+        kept = [key for key in keys if key.name != name]
+        removed = len(keys) - len(kept)
+        if not removed:
+            raise NotFoundError(f"there is no API key {name} in {path}")
+        keys[:] = kept
+    return removed
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[list[Key]]:
+    """The entries, to be changed by one process at a time; replaced as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keys = read_keys(path)
+        yield keys
+        new = path.with_name(path.name + ".new")
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.writelines(f"{key}\n" for key in keys)
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(path)

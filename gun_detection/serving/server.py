@@ -1,0 +1,142 @@
+"""The processes: uvicorn, with a limit on the time that a request's head may take."""
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import MutableMapping
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gun_detection.database import open_session
+from gun_detection.errors import ServiceUnavailableError
+from gun_detection.logs import configure_logging
+from gun_detection.release.registry import open_file
+from gun_detection.serving.keys import KeyRing
+from gun_detection.serving.limits import RateLimit
+from gun_detection.settings import PREFIX, Settings, load_settings
+
+logger = logging.getLogger(__name__)
+
+# The names that users of the tutorial service know, and what they stand for.
+SHORT_NAMES = {
+    "MODEL_PATH": "SERVE_MODEL",
+    "CONFIDENCE_THRESHOLD": "SERVE_THRESHOLD",
+    "MAX_IMAGE_SIZE": "SERVE_MAX_BYTES",
+    "LOG_LEVEL": "LOG_LEVEL",
+    "WORKERS": "SERVE_WORKERS",
+}
+_FOLDER = "PREDICT_SERVICE_FOLDER"
+_HEAD_SECONDS = 10.0
+_HEAD_BYTES = 2**14
+_CONNECTIONS = 1000
+_STOP_SECONDS = 30
+
+
+def take_short_names(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Give the settings what is set under a short name only."""
+    for short, long in SHORT_NAMES.items():
+        if environment.get(short):
+            environment.setdefault(PREFIX + long, environment[short])
+
+
+class Protocol(H11Protocol):
+    """Closes a connection whose next request does not begin, or whose head does not end, in time.
+
+    uvicorn alone would wait for ever: a few hundred such connections keep everybody out.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal says to stop; requests under way get half a minute to end.
+
+    Raises `GunDetectionError` at once for what would keep it from ever answering.
+    """
+    _check(settings)
+    with tempfile.TemporaryDirectory(prefix="gun-detection-serve-") as folder:
+        os.environ[_FOLDER] = folder
+        if settings.serve_workers > 1:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        proxies = settings.serve_trusted_proxies
+        uvicorn.run(
+            "gun_detection.serving.server:application",
+            factory=True,
+            host=settings.serve_host,
+            port=settings.serve_port,
+            workers=settings.serve_workers,
+            http=Protocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=_STOP_SECONDS,
+            h11_max_incomplete_event_size=_HEAD_BYTES,
+        )
+
+
+def application() -> FastAPI:
+    """What each process makes of the environment."""
+    # The figures' library looks at the environment when it is imported.
+    from gun_detection.serving.app import create_app
+
+    settings = load_settings()
+    configure_logging(settings, file=False)
+    _log_uvicorn()
+    return create_app(settings, Path(os.environ[_FOLDER]))
+
+
+def _log_uvicorn() -> None:
+    """Its messages look like ours."""
+    logger = logging.getLogger("uvicorn")
+    logger.handlers[:] = logging.getLogger("gun_detection").handlers
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _check(settings: Settings) -> None:
+    keys = KeyRing(settings)
+    RateLimit(settings, None)
+    if settings.serve_model == "champion":
+        # A database that is away may come back, one with another schema does not change by itself.
+        with suppress(ServiceUnavailableError), open_session(settings):
+            pass
+    else:
+        open_file(Path(settings.serve_model))
+    _log_uvicorn()
+    if not len(keys) and not settings.serve_anonymous:
+        logger.warning(
+            "there is no valid API key, so nobody will be answered: make one with `gun-detection "
+            "keys new NAME`, or set GUN_DETECTION_SERVE_ANONYMOUS=true"
+        )
