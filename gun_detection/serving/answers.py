@@ -22,7 +22,7 @@ class Welcome(_Answer):
 class Detection(_Answer):
     """`box` is x1, y1, x2, y2 in pixels of the upright picture (EXIF orientation applied)."""
 
-    box: tuple[float, float, float, float] = Field(examples=[[12.5, 40.0, 310.2, 220.9]])
+    box: list[float] = Field(min_length=4, max_length=4, examples=[[12.5, 40.0, 310.2, 220.9]])
     score: float = Field(ge=0, le=1, examples=[0.94])
 
 
@@ -87,11 +87,14 @@ class ModelCard(_Answer):
     threshold: float
     engine: str
     device: str
-    input_size: tuple[int, int] = Field(description="Shorter and longest side, pixels.")
+    input_size: list[int] = Field(
+        min_length=2, max_length=2, description="Shorter and longest side, pixels."
+    )
     score_floor: float = Field(description="Lowest score that is ever answered.")
     source: Literal["champion", "file"]
     dataset: str | None
     loaded_at: str
+    stores: Literal["never", "asked", "always"] = Field(description="Whether pictures are kept.")
     stale: str | None = Field(
         None, description="Why a newer champion is not served yet, if there is one."
     )

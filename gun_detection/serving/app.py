@@ -85,7 +85,8 @@ def allowed(scope: str) -> Callable[..., str]:
 
 Client = Annotated[str, Depends(allowed("predict"))]
 AtThreshold = Annotated[
-    float | None, Query(ge=0, le=1, description="Instead of the model's own threshold.")
+    float | None,
+    Query(ge=0, le=1, description="Instead of the model's own; below `score_floor` it is that."),
 ]
 Format = Annotated[
     Literal["png", "json"] | None, Query(description="Instead of what `Accept` says.")
@@ -103,7 +104,10 @@ def _form(field: str, many: bool) -> dict[str, Any]:
         "required": [field],
         "properties": {field: {"type": "array", "items": file, "minItems": 1} if many else file},
     }
-    content = {"multipart/form-data": {"schema": schema}}
+    kinds = "image/jpeg, image/png, image/webp, image/bmp"
+    content = {
+        "multipart/form-data": {"schema": schema, "encoding": {field: {"contentType": kinds}}}
+    }
     return {"requestBody": {"required": True, "content": content}}
 
 

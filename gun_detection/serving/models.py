@@ -193,9 +193,10 @@ def _card(settings: Settings, name: str, threshold: float, engine: Engine) -> Mo
         threshold=threshold,
         engine=engine.name,
         device=engine.device,
-        input_size=engine.input_size,
+        input_size=list(engine.input_size),
         score_floor=settings.score_floor,
         source="champion" if follows_champion(settings) else "file",
         dataset=None,
+        stores=settings.serve_store,
         loaded_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )

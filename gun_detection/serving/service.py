@@ -92,7 +92,7 @@ class Service:
         found = looked.found.above(threshold)
         DETECTIONS.inc(len(found.scores))
         rows = [
-            Detection(box=tuple(round(float(v), 2) for v in box), score=round(float(score), 4))
+            Detection(box=[round(float(v), 2) for v in box], score=round(float(score), 4))
             for box, score in zip(found.boxes, found.scores, strict=True)
         ]
         return Prediction(
@@ -119,16 +119,9 @@ class Service:
         return BatchItem(name=name, prediction=prediction)
 
     def threshold(self, served: ServedModel, asked: float | None) -> float:
-        """Raises `Refusal` for one below which nothing is kept."""
-        if asked is None:
-            return served.card.threshold
-        if asked < served.card.score_floor:
-            raise Refusal(
-                422,
-                "THRESHOLD",
-                f"no score below {served.card.score_floor:g} is kept: ask for that or more",
-            )
-        return asked
+        """Below the score that is kept there is nothing to answer."""
+        card = served.card
+        return card.threshold if asked is None else max(asked, card.score_floor)
 
     def wants_stored(self, asked: bool) -> bool:
         """Whether pictures of this request are stored; raises `Refusal` if they never are."""

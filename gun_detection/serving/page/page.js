@@ -47,6 +47,8 @@ async function askModel() {
   line.textContent = `Model ${model.model}, threshold ${percent(model.threshold)}, ${model.engine}`;
   if (threshold === null) setThreshold(model.threshold);
   find("#threshold").min = model.score_floor;
+  find("#storage").textContent = model.stores === "always"
+    ? "They are stored and scored again." : "They are looked at and not stored.";
 }
 
 function setThreshold(value) {
@@ -123,7 +125,7 @@ async function look(card) {
   const pause = Number(response.headers.get("Retry-After"));
   if ((response.status === 429 || response.status === 503) && pause && card.tries < 5) {
     card.tries += 1;
-    tell(card, `${await problem(response)} (by itself, in ${pause} s)`);
+    tell(card, `${await problem(response)} (goes on by itself)`);
     setTimeout(() => send(card), 1000 * pause);
     return;
   }
@@ -184,19 +186,22 @@ function draw(card) {
   context.lineWidth = 2.5 * scale;
   context.font = `600 ${14 * scale}px system-ui, sans-serif`;
   context.textBaseline = "top";
-  for (const { box: [left, top, right, bottom], score } of shown(card).reverse()) {
-    context.strokeStyle = colour;
+  const found = shown(card).reverse();
+  context.strokeStyle = colour;
+  for (const { box: [left, top, right, bottom] } of found) {
     context.strokeRect(left, top, right - left, bottom - top);
-    const text = percent(score);
-    const width = context.measureText(text).width + 8 * scale;
-    const height = 18 * scale;
-    const x = Math.max(0, Math.min(left, bitmap.width - width));
-    const y = top >= height ? top - height : top;
-    context.fillStyle = colour;
-    context.fillRect(x, y, width, height);
-    context.fillStyle = "#fff";
-    context.fillText(text, x + 4 * scale, y + 2 * scale);
   }
+  const label = (text, left, top, ground) => {
+    const width = context.measureText(text).width + 8 * scale;
+    context.fillStyle = ground;
+    context.fillRect(Math.max(0, Math.min(left, bitmap.width - width)), top, width, 18 * scale);
+    context.fillStyle = "#fff";
+    context.fillText(text, Math.max(0, Math.min(left, bitmap.width - width)) + 4 * scale, top + 2 * scale);
+  };
+  for (const { box: [left, top], score } of found) {
+    label(percent(score), left, top >= 18 * scale ? top - 18 * scale : top, colour);
+  }
+  label("unreviewed", 0, bitmap.height - 18 * scale, "#333");
 }
 
 function list(card, above) {
