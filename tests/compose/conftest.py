@@ -13,6 +13,7 @@ import yaml
 from embedded.config import REPOSITORY
 
 Compose = Callable[..., "subprocess.CompletedProcess[str]"]
+PROFILES = "gpu,serving,serving-gpu"
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ def compose() -> Compose:
 @pytest.fixture(scope="session")
 def configuration(project: Path) -> dict[str, Any]:
     """The Compose file as the tool understands it, with every profile on."""
-    result = run_compose(project, "config", COMPOSE_PROFILES="gpu")
+    result = run_compose(project, "config", COMPOSE_PROFILES=PROFILES)
     assert result.returncode == 0, result.stderr
     parsed: dict[str, Any] = yaml.safe_load(result.stdout)
     return parsed

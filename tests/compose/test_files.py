@@ -18,6 +18,7 @@ COMPOSE = REPOSITORY / "docker-compose.yaml"
 DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
 PROGRAMS = Path(sys.executable).parent
 ONE_SHOT = {"airflow-init"}
+PROFILES = "gpu,serving,serving-gpu"
 Compose = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRETS = (
     "POSTGRES_PASSWORD",
@@ -45,6 +46,8 @@ def test_all_services_are_there(services: dict[str, Any]) -> None:
         "airflow-scheduler",
         "airflow-triggerer",
         "postgres",
+        "predict",
+        "predict-gpu",
         "seaweedfs",
         "tensorboard",
         "valkey",
@@ -62,7 +65,7 @@ def test_missing_secret_is_refused_by_its_name(
     values = {**variables(project), name: value}
     lines = [f"{key}={text}" for key, text in values.items() if text is not None]
     (tmp_path / ".env").write_text("\n".join(lines))
-    result = compose(tmp_path, "config", "--quiet", COMPOSE_PROFILES="gpu")
+    result = compose(tmp_path, "config", "--quiet", COMPOSE_PROFILES=PROFILES)
     assert result.returncode != 0
     assert f"set {name} in .env" in result.stderr
 
@@ -99,18 +102,24 @@ def test_no_service_runs_as_root_or_can_become_it(services: dict[str, Any]) -> N
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
-def test_only_the_user_interfaces_are_published_and_only_here(services: dict[str, Any]) -> None:
+def test_only_what_people_and_clients_call_is_published_and_only_here(
+    services: dict[str, Any],
+) -> None:
     ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert ports == {
         "airflow-api-server": ["127.0.0.1:8080:8080/tcp"],
+        "predict": ["127.0.0.1:8000:8000/tcp"],
+        "predict-gpu": ["127.0.0.1:8000:8000/tcp"],
         "tensorboard": ["127.0.0.1:6006:6006/tcp"],
     }
 
 
 def test_published_address_is_a_setting(project: Path, compose: Compose) -> None:
-    result = compose(project, "config", BIND_ADDRESS="192.0.2.7", AIRFLOW_PORT="9090")
+    moved = {"AIRFLOW_PORT": "9090", "PREDICT_PORT": "9000", "COMPOSE_PROFILES": "serving"}
+    result = compose(project, "config", BIND_ADDRESS="192.0.2.7", **moved)
     assert "192.0.2.7:9090:8080/tcp" in result.stdout
     assert "192.0.2.7:6006:6006/tcp" in result.stdout
+    assert "192.0.2.7:9000:8000/tcp" in result.stdout
 
 
 def test_data_services_have_no_way_out(configuration: dict[str, Any]) -> None:
@@ -154,6 +163,53 @@ def test_queue_for_the_gpu_is_served_with_and_without_one(
     assert queues(plain["services"]["worker"]) == "default"
 
 
+def test_what_not_everyone_needs_runs_only_where_it_is_asked_for(services: dict[str, Any]) -> None:
+    asked = {name: one["profiles"] for name, one in services.items() if "profiles" in one}
+    assert asked == {
+        "predict": ["serving"],
+        "predict-gpu": ["serving-gpu"],
+        "worker-gpu": ["gpu"],
+    }
+
+
+def test_predict_service_can_write_to_its_own_volume_only(
+    services: dict[str, Any], configuration: dict[str, Any]
+) -> None:
+    for name in ("predict", "predict-gpu"):
+        service = services[name]
+        assert service["read_only"] is True
+        assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
+        writable = [mount for mount in service["volumes"] if not mount.endswith(":ro")]
+        assert writable == ["predict:/var/lib/gun-detection:rw"]
+        assert service["deploy"]["resources"]["limits"] == {"cpus": 2.0, "memory": "4g"}
+        # Time for requests under way, of which the service allows 30 s.
+        assert service["stop_grace_period"] == "60s"
+    others = [name for name in services if not name.startswith("predict")]
+    assert not [name for name in others if "predict:" in str(services[name].get("volumes"))]
+
+
+def test_predict_service_gets_a_gpu_and_the_image_with_cuda_for_it(
+    project: Path, compose: Compose
+) -> None:
+    environment = {"TORCH_CPU_INDEX": "https://cpu.example.org/", "COMPOSE_PROFILES": PROFILES}
+    services = yaml.safe_load(compose(project, "config", **environment).stdout)["services"]
+    assert services["predict"]["build"]["args"] == {"TORCH_CPU_INDEX": "https://cpu.example.org/"}
+    assert "args" not in services["predict-gpu"]["build"]
+    assert services["predict"]["image"] != services["predict-gpu"]["image"]
+    reserved = services["predict-gpu"]["deploy"]["resources"]["reservations"]
+    assert reserved == services["worker-gpu"]["deploy"]["resources"]["reservations"]
+
+
+def test_api_keys_are_taken_over_and_may_be_missing(project: Path, compose: Compose) -> None:
+    entry = "door:predict:never:" + "0" * 64
+    for given, expected in (({}, ""), ({"SERVE_KEYS": f"{entry} {entry}"}, f"{entry} {entry}")):
+        result = compose(project, "config", COMPOSE_PROFILES="serving", **given)
+        environment = yaml.safe_load(result.stdout)["services"]["predict"]["environment"]
+        assert environment["GUN_DETECTION_SERVE_KEYS"] == expected
+    # An empty line would get a random secret, which is no entry.
+    assert "SERVE_KEYS" not in variables(project)
+
+
 def test_every_mounted_or_copied_file_exists(services: dict[str, Any], project: Path) -> None:
     for service in services.values():
         for volume in service.get("volumes", []):
@@ -186,7 +242,8 @@ def test_airflow_image_has_no_torch_and_agrees_with_the_worker() -> None:
         lines = (REPOSITORY / name).read_text()
         return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", lines, re.M))
 
-    airflow, worker = versions("docker/requirements-airflow.txt"), versions("docker/requirements-worker.txt")
+    airflow = versions("docker/requirements-airflow.txt")
+    worker = versions("docker/requirements-worker.txt")
     assert "torch" not in airflow
     assert not [name for name in airflow if name.startswith("nvidia")]
     assert {k: worker.get(k) for k in airflow} == airflow
@@ -199,17 +256,19 @@ def test_image_context_holds_no_secret() -> None:
     assert not {"!.env", "!.git", "!**"} & set(lines)
 
 
-def test_settings_of_the_operator_reach_every_service_of_airflow(
+def test_settings_of_the_operator_reach_every_service_that_reads_them(
     project: Path, compose: Compose, tmp_path: Path
 ) -> None:
     shutil.copytree(project, tmp_path, dirs_exist_ok=True)
     with (tmp_path / "docker" / "config" / "settings.env").open("a") as file:
         file.write("GUN_DETECTION_RUN_IMAGES=17\nGUN_DETECTION_HOME=/elsewhere\n")
-    result = compose(tmp_path, "config", COMPOSE_PROFILES="gpu")
+    result = compose(tmp_path, "config", COMPOSE_PROFILES=PROFILES)
     assert result.returncode == 0, result.stderr
     services = yaml.safe_load(result.stdout)["services"]
-    ours = [service for name, service in services.items() if re.match("airflow-|worker", name)]
-    assert len(ours) == 7
+    ours = [
+        service for name, service in services.items() if re.match("airflow-|worker|predict", name)
+    ]
+    assert len(ours) == 9
     for service in ours:
         assert service["environment"]["GUN_DETECTION_RUN_IMAGES"] == "17"
         assert service["environment"]["GUN_DETECTION_HOME"] == "/var/lib/gun-detection"
