@@ -118,7 +118,8 @@ def application() -> FastAPI:
 
 
 def _log_uvicorn() -> None:
-    """Its messages look like ours."""
+    """Its messages look like ours; what a form has wrong is told to who sent it."""
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     logger = logging.getLogger("uvicorn")
     logger.handlers[:] = logging.getLogger("gun_detection").handlers
     logger.setLevel(logging.INFO)
