@@ -336,5 +336,7 @@ def create_app(settings: Settings, folder: Path | None = None) -> FastAPI:
             allow_headers=["Authorization", "X-API-Key"],
             expose_headers=["Retry-After", "X-Request-ID", "X-Model", "X-Threshold"],
         )
-    app.add_middleware(Frame)
+    app.add_middleware(
+        Frame, most_bytes=settings.serve_max_bytes, most_seconds=settings.serve_body_seconds
+    )
     return app

@@ -1,11 +1,13 @@
 """Around every request: an id, a line in the log, figures, headers for browsers."""
 
+import asyncio
 import json
 import logging
 import time
 import uuid
+from contextlib import suppress
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gun_detection.serving.metrics import REQUEST_SECONDS, REQUESTS
@@ -28,10 +30,15 @@ _PROBES = {"/health", "/ready", "/metrics"}
 
 
 class Frame:
-    """ASGI middleware, the outermost; nothing of a picture or a key goes into the log."""
+    """ASGI middleware, the outermost; nothing of a picture or a key goes into the log.
 
-    def __init__(self, app: ASGIApp) -> None:
+    A request that is refused before it was read is read to its end first, up to `most_bytes` and
+    `most_seconds`: a client, or a proxy, that is still writing may never see an answer otherwise.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int, most_seconds: float) -> None:
         self._app = app
+        self._most_bytes, self._most_seconds = most_bytes, most_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,12 +48,15 @@ class Frame:
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
+        body = _Body(scope, receive)
 
         async def send_framed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(raw=message["headers"])
+                if status >= 400 and headers.get("connection") != "close":
+                    await body.drain(self._most_bytes, self._most_seconds)
                 headers["X-Request-ID"] = request_id
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -54,7 +64,7 @@ class Frame:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_framed)
+            await self._app(scope, body.receive, send_framed)
         except Exception:
             logger.exception("a request failed", extra={"request_id": request_id})
             if not status:
@@ -77,6 +87,28 @@ class Frame:
                     **scope["state"].get("log", {}),
                 },
             )
+
+
+class _Body:
+    """What comes of a request, and whether all of it has come."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        # Who waits for a word before sending its body is not asked to send it.
+        self._more = announced and "expect" not in headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def drain(self, most_bytes: int, most_seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most_seconds):
+                while self._more and most_bytes > 0:
+                    most_bytes -= len((await self.receive()).get("body", b""))
 
 
 async def _send_failure(send: Send) -> None:

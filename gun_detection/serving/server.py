@@ -35,6 +35,11 @@ _HEAD_SECONDS = 10.0
 _HEAD_BYTES = 2**14
 _CONNECTIONS = 1000
 _STOP_SECONDS = 30
+# A process says nothing while it imports and loads.
+_SILENT_SECONDS = 120
+# Proxies keep connections for the next request, for a minute as a rule: who hangs up first would
+# make some of their requests fail.
+_IDLE_SECONDS, _IDLE_SECONDS_OF_PROXIES = 5, 75
 
 
 def take_short_names(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -101,6 +106,8 @@ def run(settings: Settings) -> None:
             proxy_headers=bool(proxies),
             forwarded_allow_ips=proxies,
             limit_concurrency=_CONNECTIONS,
+            timeout_keep_alive=_IDLE_SECONDS_OF_PROXIES if proxies else _IDLE_SECONDS,
+            timeout_worker_healthcheck=_SILENT_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
             h11_max_incomplete_event_size=_HEAD_BYTES,
         )

@@ -1,0 +1,201 @@
+"""API keys: who may do what, until when."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gun_detection.errors import NotFoundError, SettingsError
+from gun_detection.serving.keys import (
+    Key,
+    KeyRing,
+    add_key,
+    new_key,
+    read_keys,
+    revoke_key,
+    rotate_key,
+    today,
+)
+from gun_detection.settings import Settings
+from tests.picture_files import saved, scene
+from tests.serving.conftest import PROGRAM, Running
+
+PICTURE = saved(scene(64, 64), "JPEG")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys" / "api-keys"
+
+
+def ring(path: Path, **settings: Any) -> KeyRing:
+    return KeyRing(Settings(serve_keys_file=path, **settings))
+
+
+def test_only_a_hash_is_kept(path: Path) -> None:
+    secret, key = new_key("camera-1", ["predict"], None)
+    add_key(path, key)
+    assert secret not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert ring(path).find(secret) == key
+    assert ring(path).find(secret + "x") is None
+    assert ring(path).find("") is None
+    assert new_key("camera-1", ["predict"], None)[0] != secret
+
+
+def test_key_ends_with_its_last_day() -> None:
+    day = date(2026, 2, 28)
+    key = Key("x", frozenset({"predict"}), day, "0" * 64)
+    assert key.valid(day)
+    assert not key.valid(day + timedelta(days=1))
+    assert Key.parse(str(key)) == key
+
+
+def test_ended_key_opens_nothing(path: Path) -> None:
+    secret, key = new_key("x", ["predict"], -1)
+    add_key(path, key)
+    assert ring(path).find(secret) is None
+    assert len(ring(path)) == 0
+    # Its name is free again.
+    add_key(path, new_key("x", ["predict"], None)[1])
+
+
+def test_rotation_lets_both_keys_in_for_a_while(path: Path) -> None:
+    before, key = new_key("x", ["predict", "store"], None)
+    add_key(path, key)
+    after = rotate_key(path, "x", overlap_days=7, days=90)
+    keys = ring(path)
+    old, new = keys.find(before), keys.find(after)
+    assert old is not None
+    assert new is not None
+    assert (old.end, new.end) == (today() + timedelta(days=7), today() + timedelta(days=90))
+    assert new.scopes == key.scopes
+    # A key that ends sooner is not made to last longer.
+    rotate_key(path, "x", overlap_days=100, days=None)
+    found = ring(path).find(before)
+    assert found is not None
+    assert found.end == old.end
+
+
+def test_names_are_taken_once_and_found_again(path: Path) -> None:
+    add_key(path, new_key("x", ["predict"], None)[1])
+    with pytest.raises(SettingsError, match="rotate it"):
+        add_key(path, new_key("x", ["predict"], None)[1])
+    for change in (revoke_key, lambda path, name: rotate_key(path, name, 1, None)):
+        with pytest.raises(NotFoundError, match="nobody"):
+            change(path, "nobody")
+    assert revoke_key(path, "x") == 1
+    assert read_keys(path) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("x", "not name:scopes:end:sha256"),
+        (f"x:predict:never:{'g' * 64}", "no sha256"),
+        (f"x:everything:never:{'0' * 64}", "choose from predict, store, metrics"),
+        (f"x::never:{'0' * 64}", "choose from"),
+        (f"x:predict:tomorrow:{'0' * 64}", "YYYY-MM-DD"),
+        (f"../x:predict:never:{'0' * 64}", "no name"),
+    ],
+)
+def test_damaged_entries_are_refused_by_name(path: Path, entry: str, message: str) -> None:
+    path.parent.mkdir()
+    path.write_text(entry + "\n")
+    with pytest.raises(SettingsError, match=message):
+        ring(path)
+    with pytest.raises(SettingsError, match=message):
+        ring(path.with_name("none"), serve_keys=entry)
+
+
+def test_settings_and_file_both_count(path: Path) -> None:
+    one, key = new_key("one", ["predict"], None)
+    two, other = new_key("two", ["metrics"], None)
+    add_key(path, key)
+    keys = ring(path, serve_keys=f" {other}\n")
+    assert keys.find(one) == key
+    assert keys.find(two) == other
+
+
+@pytest.fixture
+def guarded(
+    start: Callable[..., Running], weights: Path, path: Path
+) -> "tuple[Running, Callable[..., Any]]":
+    """A service that asks for keys, and the command line for them."""
+    environment = {"GUN_DETECTION_SERVE_KEYS_FILE": str(path)}
+
+    def keys(*arguments: object) -> Any:
+        run = subprocess.run(
+            [PROGRAM, "keys", *map(str, arguments), "--json"],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(run.stdout)
+
+    service = start("--model", weights, GUN_DETECTION_SERVE_RATE_LIMIT="off", **environment)
+    return service, keys
+
+
+def test_who_may_do_what(guarded: "tuple[Running, Callable[..., Any]]") -> None:
+    service, keys = guarded
+    assert "nobody will be answered" in service.log
+
+    def status(path: str, key: str | None = None, header: str = "Authorization") -> int:
+        value = f"Bearer {key}" if header == "Authorization" else key
+        headers = {} if key is None else {header: value}
+        if path.startswith("/predict"):
+            field = "files" if "batch" in path else "file"
+            return httpx.post(
+                service.url + path, files={field: PICTURE}, headers=headers
+            ).status_code
+        return httpx.get(service.url + path, headers=headers).status_code
+
+    predicting = keys("new", "camera")["key"]
+    watching = keys("new", "prometheus", "--scope", "metrics")["key"]
+    time.sleep(1.1)
+    for path in ("/", "/page.js", "/health", "/ready", "/openapi.json"):
+        assert status(path) == 200
+    for path in ("/predict/", "/predict/batch", "/model"):
+        assert [status(path), status(path, "gd_wrong"), status(path, watching)] == [401, 401, 403]
+        assert status(path, predicting) == status(path, predicting, "X-API-Key") == 200
+    assert [status("/metrics", key) for key in (None, predicting, watching)] == [401, 403, 200]
+    assert status("/predict/?store=true", predicting) == 403
+    answer = httpx.post(f"{service.url}/predict/", files={"file": PICTURE})
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "key=camera" in service.log
+    assert predicting not in service.log
+
+    rotated = keys("rotate", "camera", "--overlap-days", 1)["key"]
+    time.sleep(1.1)
+    assert status("/model", predicting) == status("/model", rotated) == 200
+    assert keys("revoke", "camera") == {"revoked": 2}
+    time.sleep(1.1)
+    assert status("/model", predicting) == status("/model", rotated) == 401
+    assert [row["name"] for row in keys("list")] == ["prometheus"]
+
+
+def test_damaged_file_of_keys_lets_nobody_in_and_is_told(
+    guarded: "tuple[Running, Callable[..., Any]]", path: Path
+) -> None:
+    service, keys = guarded
+    key = {"Authorization": f"Bearer {keys('new', 'camera')['key']}"}
+    good = path.read_text()
+    time.sleep(1.1)
+    assert httpx.get(f"{service.url}/model", headers=key).is_success
+    path.write_text("nonsense")
+    time.sleep(1.1)
+    answer = httpx.get(f"{service.url}/model", headers=key)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "SETTINGS")
+    assert "not name:scopes:end:sha256" in service.log
+    path.write_text(good)
+    time.sleep(1.1)
+    assert httpx.get(f"{service.url}/model", headers=key).is_success

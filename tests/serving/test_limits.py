@@ -1,0 +1,200 @@
+"""Rate limits, the bounded queue, timeouts, and several processes."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from limits import parse
+
+from gun_detection.errors import SettingsError
+from gun_detection.serving.limits import FileStorage, RateLimit, client_name
+from gun_detection.settings import Settings
+from tests.picture_files import saved, scene
+from tests.serving.conftest import OPEN, Running
+
+PICTURE = saved(scene(64, 64), "JPEG")
+Start = Callable[..., Running]
+
+
+def post(service: Running, pictures: int = 1, **headers: str) -> httpx.Response:
+    field, path = ("file", "/predict/") if pictures == 1 else ("files", "/predict/batch")
+    files = [(field, PICTURE)] * pictures
+    return httpx.post(service.url + path, files=files, headers=headers, timeout=60)
+
+
+def test_ten_pictures_a_minute_by_default(start: Start, weights: Path) -> None:
+    service = start("--model", weights, GUN_DETECTION_SERVE_ANONYMOUS="true")
+    answers = [post(service) for _ in range(8)] + [post(service, pictures=2)]
+    assert [answer.status_code for answer in answers] == [200] * 9
+    assert [answer.headers["x-ratelimit-remaining"] for answer in answers[:8]] == list("98765432")
+    refused = post(service)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["reason"] == "RATE_LIMITED"
+    assert refused.headers["x-ratelimit-limit"] == "10"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    # Nobody else's word for who they are.
+    assert post(service, **{"X-Forwarded-For": "192.0.2.1"}).status_code == 429
+    for path in ("/", "/model", "/health"):
+        assert httpx.get(service.url + path).is_success
+    more = post(service, pictures=11)
+    assert more.status_code == 429
+
+
+def test_trusted_proxy_says_who_asks(start: Start, weights: Path) -> None:
+    service = start(
+        "--model",
+        weights,
+        GUN_DETECTION_SERVE_ANONYMOUS="true",
+        GUN_DETECTION_SERVE_RATE_LIMIT="1/minute",
+        GUN_DETECTION_SERVE_TRUSTED_PROXIES="127.0.0.0/8,10.0.0.0/8",
+    )
+
+    def status(forwarded: str) -> int:
+        return post(service, **{"X-Forwarded-For": forwarded}).status_code
+
+    assert [status("192.0.2.1"), status("192.0.2.1"), status("192.0.2.2")] == [200, 429, 200]
+    # What stands left of the last untrusted address was written by that client.
+    assert [status("1.1.1.1, 192.0.2.3, 10.1.1.1"), status("2.2.2.2, 192.0.2.3")] == [200, 429]
+    assert [status("2001:db8::1"), status("2001:db8::2"), status("2001:db8:1::1")] == [
+        200,
+        429,
+        200,
+    ]
+    assert [status("nonsense"), status("other nonsense")] == [200, 429]
+
+
+def test_processes_share_limits_and_figures(start: Start, weights: Path) -> None:
+    service = start(
+        "--model",
+        weights,
+        "--workers",
+        2,
+        GUN_DETECTION_SERVE_ANONYMOUS="true",
+        GUN_DETECTION_SERVE_RATE_LIMIT="20/minute",
+    )
+    deadline = time.monotonic() + 60
+    while service.log.count("serving random.safetensors") < 2:
+        assert time.monotonic() < deadline, service.log
+        time.sleep(0.1)
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: post(service).status_code, range(40)))
+    assert sorted(statuses) == [200] * 20 + [429] * 20
+    counted = httpx.get(f"{service.url}/metrics").text
+    assert 'gun_detection_pictures_total{outcome="looked at"} 20.0' in counted
+    assert "died" not in service.log
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"serve_rate_limit": "many"}, "GUN_DETECTION_SERVE_RATE_LIMIT"),
+        ({"serve_rate_limit": "10/minute; rm"}, "GUN_DETECTION_SERVE_RATE_LIMIT"),
+        ({"serve_rate_store": "nonsense://x"}, "GUN_DETECTION_SERVE_RATE_STORE"),
+    ],
+)
+def test_bad_limits_are_refused_by_name(settings: dict[str, str], name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        RateLimit(Settings.model_validate(settings), None)
+
+
+def test_counter_is_exact_under_threads_and_forgets(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path / "counts.sqlite")
+    key = parse("5/minute").key_for("one")
+    with ThreadPoolExecutor(8) as pool:
+        granted = list(pool.map(lambda _: storage.acquire_entry(key, 5, 60), range(40)))
+    assert sum(granted) == 5
+    assert storage.get_moving_window(key, 5, 60)[1] == 5
+    assert storage.acquire_entry("other", 5, 60, amount=5)
+    assert not storage.acquire_entry("other", 5, 60)
+    assert not storage.acquire_entry("third", 5, 60, amount=6)
+    assert FileStorage(tmp_path / "counts.sqlite").get_moving_window(key, 5, 60)[1] == 5
+    assert storage.acquire_entry(key, 5, 0)
+    assert storage.reset() == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::/64"),
+        (None, "unknown"),
+        ("x", "unknown"),
+    ],
+)
+def test_names_of_clients(address: str | None, name: str) -> None:
+    assert client_name(address) == name
+
+
+def test_full_queue_says_when_to_come_again(start: Start, weights: Path) -> None:
+    service = start("--model", weights, GUN_DETECTION_SERVE_QUEUE="2", **OPEN)
+    large = saved(scene(3000, 2000), "PNG")
+
+    def send(_: int) -> httpx.Response:
+        return httpx.post(f"{service.url}/predict/", files={"file": large}, timeout=60)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(send, range(36)))
+    statuses = {answer.status_code for answer in answers}
+    assert statuses == {200, 503}
+    for answer in answers:
+        if answer.status_code == 503:
+            assert answer.json()["error"]["reason"] == "BUSY"
+            assert int(answer.headers["retry-after"]) >= 1
+    assert post(service).is_success
+    assert "gun_detection_pictures_under_way 0.0" in httpx.get(f"{service.url}/metrics").text
+
+
+def test_request_without_an_answer_in_time_is_told_so(start: Start, weights: Path) -> None:
+    service = start("--model", weights, GUN_DETECTION_SERVE_TIMEOUT="0.01", **OPEN)
+    answer = post(service)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "TIMEOUT")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_client_that_goes_away_frees_its_place(start: Start, weights: Path) -> None:
+    service = start("--model", weights, GUN_DETECTION_SERVE_QUEUE="4", **OPEN)
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+        + saved(scene(3000, 2000), "PNG")
+        + b"\r\n--x--\r\n"
+    )
+    head = (
+        b"POST /predict/ HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body)
+    )
+    for _ in range(8):
+        connections = [service.connect() for _ in range(4)]
+        for connection in connections:
+            connection.sendall(head + body)
+            connection.close()
+    deadline = time.monotonic() + 30
+    while not post(service).is_success:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_requests_under_way_end_when_the_service_is_stopped(start: Start, weights: Path) -> None:
+    service = start("--model", weights, **OPEN)
+    large = saved(scene(3000, 2000), "PNG")
+    statuses: list[int] = []
+
+    def send() -> None:
+        answer = httpx.post(f"{service.url}/predict/", files={"file": large}, timeout=60)
+        statuses.append(answer.status_code)
+
+    threads = [threading.Thread(target=send) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    service.stop()
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 6
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(service.url)
