@@ -1,0 +1,221 @@
+"""The champion serves, whoever it is by now; pictures that are to be kept reach the ledger."""
+
+import hashlib
+import json
+import subprocess
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from embedded import postgres
+from embedded.servers import Servers
+from gun_detection.database import open_session
+from gun_detection.release.champion import promote, rollback
+from gun_detection.release.registry import publish
+from gun_detection.serving.keys import new_key
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from tests.conftest import random_model
+from tests.picture_files import saved, scene
+from tests.serving.conftest import OPEN, PROGRAM, THRESHOLD, Running
+
+PICTURE = saved(scene(320, 200), "JPEG")
+QUICK = OPEN | {"GUN_DETECTION_SERVE_REFRESH_SECONDS": "0.3"}
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def models(settings: Settings, storage: Storage) -> list[str]:
+    """Two published versions that find different things."""
+    new = [replace(random_model(seed), threshold=THRESHOLD) for seed in (1, 2)]
+    with open_session(settings) as session:
+        return [publish(one, settings, storage, session).id for one in new]
+
+
+def make_champion(settings: Settings, model: str) -> None:
+    with open_session(settings) as session:
+        promote(session, model, actor="test", reason="a test")
+
+
+def answering(service: Running) -> str | None:
+    answer = httpx.get(f"{service.url}/model")
+    return answer.json()["model"] if answer.is_success else None
+
+
+def wait_for(service: Running, model: str) -> None:
+    deadline = time.monotonic() + 60
+    while answering(service) != model:
+        assert time.monotonic() < deadline, service.log
+        time.sleep(0.05)
+
+
+def test_promotions_under_load_lose_no_request(
+    settings: Settings, models: list[str], start: Start
+) -> None:
+    service = start(ready="/health", **QUICK)
+    first, second = models
+    for path in ("/ready", "/model"):
+        answer = httpx.get(service.url + path)
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "NO_CHAMPION")
+    answer = httpx.post(f"{service.url}/predict/", files={"file": PICTURE})
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    make_champion(settings, first)
+    wait_for(service, first)
+
+    stop = threading.Event()
+    found: dict[str, set[str]] = defaultdict(set)
+    order: list[str] = []
+
+    def load(number: int) -> int:
+        asked = 0
+        with httpx.Client(base_url=service.url, timeout=60) as client:
+            while not stop.is_set():
+                asked += 1
+                if number % 2:
+                    answer = client.post("/predict/?format=json", files={"file": PICTURE})
+                    assert answer.status_code == 200, answer.text
+                    assert answer.headers["x-model"] == answer.json()["model"]
+                    predictions = [answer.json()]
+                else:
+                    files = [("files", PICTURE)] * 3
+                    answer = client.post("/predict/batch", files=files)
+                    assert answer.status_code == 200, answer.text
+                    predictions = [item["prediction"] for item in answer.json()["images"]]
+                    assert {one["model"] for one in predictions} == {answer.json()["model"]}
+                for one in predictions:
+                    found[one["model"]].add(json.dumps([d["box"] for d in one["detections"]]))
+                order.append(predictions[0]["model"])
+        return asked
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(load, number) for number in range(4)]
+        try:
+            for change in (second, None, second):
+                time.sleep(1)
+                if change is None:
+                    with open_session(settings) as session:
+                        rollback(session, actor="test", reason="a test")
+                else:
+                    make_champion(settings, change)
+                wait_for(service, change or first)
+            time.sleep(1)
+        finally:
+            stop.set()
+        assert min(one.result() for one in asked) > 5
+    assert set(order) == {first, second}
+    assert (order[0], order[-1]) == (first, second)
+    # Each version always finds the same, and not what the other one does.
+    assert [len(boxes) for boxes in found.values()] == [1, 1]
+    assert found[first] != found[second]
+    assert " status=5" not in service.log.partition(f"serving {first}")[2]
+
+
+def test_champion_that_cannot_be_loaded_is_told_while_the_one_before_serves(
+    settings: Settings, storage: Storage, servers: Servers, models: list[str], start: Start
+) -> None:
+    first, second = models
+    make_champion(settings, first)
+    service = start(**QUICK)
+    storage.delete(settings.data_bucket, f"models/{second}/weights.safetensors")
+    make_champion(settings, second)
+
+    def stale() -> str | None:
+        card = httpx.get(f"{service.url}/model").json()
+        assert card["model"] == first
+        return card["stale"]
+
+    def wait_until(reason: str | None) -> None:
+        deadline = time.monotonic() + 60
+        while stale() != reason:
+            assert time.monotonic() < deadline, service.log
+            time.sleep(0.1)
+
+    wait_until("OBJECT_MISSING")
+    assert "gun_detection_model_stale 1.0" in httpx.get(f"{service.url}/metrics").text
+    time.sleep(1)
+    assert service.log.count("no other model can be served") == 1
+    with open_session(settings) as session:
+        rollback(session, actor="test", reason="a test")
+    wait_until(None)
+    assert "gun_detection_model_stale 0.0" in httpx.get(f"{service.url}/metrics").text
+
+    # Without the database it goes on with what it has.
+    assert settings.database_url is not None
+    name = settings.database_url.get_secret_value().rpartition("/")[2]
+    with postgres.administer(servers.postgres) as cursor:
+        cursor.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s",
+            [name],
+        )
+        wait_until("SERVICE_UNAVAILABLE")
+        assert httpx.post(f"{service.url}/predict/", files={"file": PICTURE}).is_success
+        assert httpx.get(f"{service.url}/ready").is_success
+        cursor.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    wait_until(None)
+
+
+def test_kept_pictures_are_scored_like_every_upload(
+    settings: Settings, storage: Storage, models: list[str], start: Start
+) -> None:
+    make_champion(settings, models[0])
+    secret, key = new_key("portal", ["predict", "store"], None)
+    service = start(
+        GUN_DETECTION_SERVE_KEYS=str(key),
+        GUN_DETECTION_SERVE_STORE="asked",
+        GUN_DETECTION_SERVE_RATE_LIMIT="off",
+    )
+    client = httpx.Client(
+        base_url=service.url, headers={"Authorization": f"Bearer {secret}"}, timeout=60
+    )
+
+    def stored() -> list[str]:
+        return [item.key for item in storage.list_objects(settings.uploads_bucket)]
+
+    with client:
+        plain = client.post("/predict/?format=json", files={"file": PICTURE}).json()
+        assert plain["stored_as"] is None
+        refused = client.post("/predict/?store=true", files={"file": b"words"})
+        assert refused.status_code == 415
+        assert stored() == []
+        kept = client.post("/predict/?format=json&store=true", files={"file": PICTURE}).json()
+        again = client.post("/predict/batch?store=true", files=[("files", PICTURE)] * 2).json()
+        [name] = stored()
+        assert name.endswith(f"/{hashlib.sha256(PICTURE).hexdigest()}.jpeg")
+        assert kept["stored_as"] == f"s3://{settings.uploads_bucket}/{name}"
+        assert {one["prediction"]["stored_as"] for one in again["images"]} == {kept["stored_as"]}
+        assert storage.get(settings.uploads_bucket, name) == PICTURE
+
+    run = subprocess.run([PROGRAM, "score", "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout)["scored"] == 1
+    with open_session(settings) as session:
+        rows = session.execute(
+            text("SELECT key, x1, y1, x2, y2, review_state FROM current_detections")
+        ).all()
+    assert {(row.key, row.review_state) for row in rows} == {(name, "unreviewed")}
+    boxes = np.array([row[1:5] for row in rows])
+    served = np.array([one["box"] for one in kept["detections"]])
+    assert len(boxes) == len(served)
+    # Rows have no order; a box of the answer is rounded.
+    assert np.abs(boxes[:, None] - served[None]).max(-1).min(0).max() < 0.02
+
+
+def test_what_can_never_serve_is_refused_at_the_start(settings: Settings) -> None:
+    def error(*arguments: str) -> str:
+        run = subprocess.run(
+            [PROGRAM, "serve", *arguments], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert run.returncode in (1, 2)
+        assert "Traceback" not in run.stderr
+        return run.stderr
+
+    assert "there is no weights file /nowhere.pth" in error("--model", "/nowhere.pth")
