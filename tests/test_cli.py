@@ -182,7 +182,9 @@ def test_a_file_is_evaluated_and_used_without_a_database(
         (folder / "Labels" / f"{number}.txt").write_text("\n".join([str(len(rows)), *rows]))
     (folder / "Images" / "9.jpeg").write_bytes(b"words")
     (folder / "Labels" / "9.txt").write_text("0")
-    found = ok(cli("evaluate", weights, "--folder", folder, "--json"))
+    curve = tmp_path / "reports" / "curve.json"
+    found = ok(cli("evaluate", weights, "--folder", folder, "--curve", curve, "--json"))
+    assert json.loads(curve.read_bytes())[0]["recall"] == 0
     assert {"ap", "ap50", "ap75", "false_positives_per_negative"} <= set(found)
     assert (found["images"], found["negatives"]) == (5, 1)
     assert found["rejected"] == {"NOT_IMAGE": 1}
@@ -208,6 +210,9 @@ def test_a_file_is_evaluated_and_used_without_a_database(
         (["ingest", "synthetic:many"], 2, "synthetic:200:0"),
         (["train", "--preset", "fast"], 2, "choose from smoke, demo, cpu, gpu, seed"),
         (["train", "--set", "epochs"], 2, "key=value"),
+        (["train", "--recipe", "/nowhere.yaml"], 2, "there is no recipe"),
+        (["train", "--dataset", "/nowhere.json"], 2, "there is no dataset_id in /nowhere.json"),
+        (["gate", "/nowhere.json"], 2, "there is no model_id in /nowhere.json"),
         (["threshold", "champion", "--target", "luck"], 2, "'fppi', 'precision', 'f1'"),
         (["compare", "a", "b", "--split", "train"], 2, "holdout or validation"),
         (["train"], 1, "there is no data set yet"),

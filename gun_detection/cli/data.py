@@ -7,9 +7,10 @@ import typer
 
 from gun_detection.cli.options import (
     AsJson,
+    Out,
     read_settings,
 )
-from gun_detection.cli.output import progress, show, show_rows
+from gun_detection.cli.output import progress, show, show_rows, write
 
 
 def upgrade(as_json: AsJson = False) -> None:
@@ -29,6 +30,7 @@ def ingest(
             "or a folder or an archive."
         ),
     ] = None,
+    output: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a source and store it as a data set version."""
@@ -36,6 +38,7 @@ def ingest(
 
     with progress("ingest", as_json) as advance:
         result = stages.ingest(source, read_settings(), advance)
+    write(result, output)
     text = "Stored data set" if result["created"] else "Nothing new: this is data set"
     show(result, as_json, f"{text} {result['dataset_id'][:16]}.")
 

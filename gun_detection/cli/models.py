@@ -9,20 +9,30 @@ from gun_detection.cli.options import (
     AsJson,
     Dataset,
     Model,
+    Out,
     Overrides,
     Preset,
+    Recipe,
     Split,
     Threshold,
     Version,
     check_split,
     read_settings,
 )
-from gun_detection.cli.output import progress, show, show_metrics, show_predictions, show_rows
+from gun_detection.cli.output import (
+    progress,
+    show,
+    show_metrics,
+    show_predictions,
+    show_rows,
+    write,
+)
 from gun_detection.errors import GunDetectionError
 
 
 def train(
     preset: Preset = None,
+    recipe: Recipe = None,
     overrides: Overrides = None,
     dataset: Dataset = None,
     again: Annotated[bool, typer.Option(help="Train although this was trained before.")] = False,
@@ -30,13 +40,19 @@ def train(
         bool,
         typer.Option("--resume/--restart", help="Go on with a training that was interrupted."),
     ] = True,
+    output: Out = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the numbers of each validation to this file."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a candidate on a data set version."""
     from gun_detection import stages
-    from gun_detection.training.config import parse_override
+    from gun_detection.training.config import parse_override, read_recipe
 
-    changes = dict(parse_override(text) for text in overrides or [])
+    changes = read_recipe(recipe) if recipe else {}
+    changes |= dict(parse_override(text) for text in overrides or [])
     with progress("train", as_json) as advance:
         result = stages.train(
             read_settings(),
@@ -47,6 +63,8 @@ def train(
             again=again,
             resume=resume,
         )
+    write(result, output)
+    write(result["history"], history)
     text = "Trained" if result["created"] else "Trained before:"
     show(result, as_json, f"{text} {result['model_id']}.")
 
@@ -59,23 +77,32 @@ def evaluate(
     dataset: Dataset = None,
     split: Split = "holdout",
     threshold: Threshold = None,
+    output: Out = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what each threshold gives to this file."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model: average precision, false positives, precision and recall."""
     check_split(split)
+    settings = read_settings()
     if folder is None:
         from gun_detection import stages
 
         with progress("evaluate", as_json) as advance:
-            row = stages.evaluate(read_settings(), model, dataset, split, advance)  # type: ignore[arg-type]
+            row = stages.evaluate(settings, model, dataset, split, advance)  # type: ignore[arg-type]
+        write(row, output)
+        if curve is not None:
+            write(stages.curve(settings, row["evaluation_id"]), curve)
         show_metrics(row, as_json)
         return
     from gun_detection.detector.inference import EVALUATION_FLOOR
+    from gun_detection.evaluation.curves import Curve
     from gun_detection.evaluation.evaluate import evaluate_folder
     from gun_detection.release.registry import open_predictor
     from gun_detection.storage import Storage
 
-    settings = read_settings()
     name, predictor, limit = open_predictor(model, settings, EVALUATION_FLOOR)
     with progress("evaluate", as_json) as advance:
         result = evaluate_folder(
@@ -92,6 +119,8 @@ def evaluate(
         "milliseconds_per_image": result.milliseconds_per_image,
         "rejected": result.rejected,
     }
+    write(document, output)
+    write(Curve(result.samples.matched).points(), curve)
     show_metrics(document, as_json)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,19 @@ def progress(task: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
         number = bar.add_task(task, total=None)
         yield lambda done, total: bar.update(number, completed=done, total=total)
+
+
+def write(document: Mapping[str, Any] | list[dict[str, Any]], path: Path | None) -> None:
+    """The document as a file, whole or not at all; the same result is the same file."""
+    if path is None:
+        return
+    if isinstance(document, Mapping):
+        # Whether it was made now or before is no part of the result.
+        document = {name: value for name, value in document.items() if name != "created"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    unfinished.replace(path)
 
 
 def show(document: Mapping[str, Any], as_json: bool, headline: str | None = None) -> None:

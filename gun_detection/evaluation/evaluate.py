@@ -108,6 +108,7 @@ def load_samples(evaluation: Evaluation, settings: Settings, storage: Storage) -
 class FolderEvaluation:
     """Metrics on the usable pictures of a folder; `rejected` counts the others by reason."""
 
+    samples: Samples
     metrics: Metrics
     rejected: dict[str, int]
     milliseconds_per_image: float
@@ -141,7 +142,7 @@ def evaluate_folder(
     if not samples.items:
         raise DatasetError(f"{spec}: no usable picture in it ({rejected or 'it is empty'})")
     return FolderEvaluation(
-        compute_metrics(samples.matched, threshold), rejected, milliseconds(samples)
+        samples, compute_metrics(samples.matched, threshold), rejected, milliseconds(samples)
     )
 
 

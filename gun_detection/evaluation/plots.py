@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from gun_detection.evaluation.bootstrap import Ranked
-from gun_detection.evaluation.matching import IOU, Matched
+from gun_detection.evaluation.curves import Curve
+from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.metrics import calibration
 
 # A colour that occurs nowhere else: the page puts its own text colour in its place.
@@ -40,14 +40,13 @@ _BLUE, _ORANGE = "#3b82c4", "#e07b39"
 
 def precision_recall(pictures: Sequence[Matched], threshold: float) -> str:
     """Precision over recall at IoU 0.5, with the operating point."""
-    ranked = Ranked.of(pictures, IOU)
-    hits, total = np.cumsum(ranked.correct), int(ranked.positives.sum())
-    marks = np.arange(1, len(hits) + 1)
+    curve = Curve(pictures)
+    recall = np.nan_to_num(curve.recall)
     with _axes("recall", "precision") as (axes, finish):
-        axes.plot(hits / max(total, 1), hits / marks, color=_BLUE)
-        shown = sum(int((p.found.scores >= threshold).sum()) for p in pictures)
+        axes.plot(recall, curve.precision, color=_BLUE)
+        shown = int((curve.scores >= threshold).sum())
         if shown:
-            point = hits[shown - 1] / max(total, 1), hits[shown - 1] / shown
+            point = recall[shown - 1], curve.precision[shown - 1]
             axes.plot(*point, "o", color=_ORANGE, label="at the threshold")
             axes.legend(loc="lower left")
         axes.set(xlim=(0, 1.02), ylim=(0, 1.05))
@@ -56,16 +55,15 @@ def precision_recall(pictures: Sequence[Matched], threshold: float) -> str:
 
 def free_response(pictures: Sequence[Matched], threshold: float) -> str:
     """Recall over false positives per gun-free picture (FROC)."""
-    ranked = Ranked.of(pictures, IOU)
-    negative = np.array([picture.negative for picture in pictures])
-    alarms = np.cumsum(negative[ranked.picture]) / max(1, int(negative.sum()))
-    recall = np.cumsum(ranked.correct) / max(1, int(ranked.positives.sum()))
-    least = 0.5 / max(1, int(negative.sum()))
+    curve = Curve(pictures)
+    recall = np.nan_to_num(curve.recall)
+    least = 0.5 / max(1, curve.judged)
+    alarms = np.maximum(np.nan_to_num(curve.fppi), least)
     with _axes("false positives per gun-free picture", "recall") as (axes, finish):
-        axes.plot(np.maximum(alarms, least), recall, color=_BLUE, drawstyle="steps-post")
-        shown = sum(int((p.found.scores >= threshold).sum()) for p in pictures)
+        axes.plot(alarms, recall, color=_BLUE, drawstyle="steps-post")
+        shown = int((curve.scores >= threshold).sum())
         if shown:
-            point = max(float(alarms[shown - 1]), least), float(recall[shown - 1])
+            point = alarms[shown - 1], recall[shown - 1]
             axes.plot(*point, "o", color=_ORANGE, label="at the threshold")
             axes.legend(loc="lower right")
         axes.set(xscale="log", ylim=(0, 1.05))

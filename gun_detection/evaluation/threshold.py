@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gun_detection.evaluation.curves import Curve
 from gun_detection.evaluation.matching import Matched
 
 # Below this number of pictures a rate of false positives is not known well enough.
@@ -66,11 +67,11 @@ def choose_threshold(pictures: Sequence[Matched], target: OperatingTarget) -> Op
         return _point(pictures, target.value, target)
     negatives = sum(p.negative for p in pictures)
     few = target.kind == "fppi" and negatives < _MIN_PICTURES
-    curve = _Curve(pictures, everywhere=few)
-    if not curve.any_correct:
+    curve = Curve(pictures, everywhere=few)
+    if not curve.guns or not curve.hits.any():
         return _point(pictures, _DEFAULT, target, "nothing was found: no threshold can be chosen")
     if target.kind == "f1":
-        return _point(pictures, curve.best_f1(), target)
+        return _point(pictures, _best_f1(curve), target)
     note = ""
     if few:
         note = (
@@ -78,58 +79,29 @@ def choose_threshold(pictures: Sequence[Matched], target: OperatingTarget) -> Op
             "positives on them: "
         )
         if len(pictures) < _MIN_PICTURES:
-            return _point(pictures, curve.best_f1(), target, note + "chosen for the best F1")
+            return _point(pictures, _best_f1(curve), target, note + "chosen for the best F1")
         note += f"marks that touch no gun on all {len(pictures)} pictures stand for these"
-    cut = curve.lowest(target)
+    cut = _lowest(curve, target)
     if cut is None:
         note = "no threshold keeps the target: chosen for the best F1"
-        return _point(pictures, curve.best_f1(), target, note)
+        return _point(pictures, _best_f1(curve), target, note)
     return _point(pictures, cut, target, note)
 
 
-class _Curve:
-    """Counts after each detection, by falling score.
+def _best_f1(curve: Curve) -> float:
+    return _below(curve, int(np.argmax(np.where(curve.cuts, curve.f1, -1.0))))
 
-    Alarms are what touches no gun, on gun-free pictures or everywhere.
-    """
 
-    def __init__(self, pictures: Sequence[Matched], *, everywhere: bool) -> None:
-        scores = np.concatenate([np.zeros(0), *(p.found.scores for p in pictures)])
-        correct = np.concatenate([np.zeros(0, bool), *(p.correct for p in pictures)])
-        alarm = np.concatenate(
-            [np.zeros(0, bool), *(p.stray & (p.negative or everywhere) for p in pictures)]
-        )
-        order = np.argsort(-scores, kind="stable")
-        self.scores = scores[order]
-        self.hits = np.cumsum(correct[order])
-        self.marks = np.arange(1, len(order) + 1)
-        self.alarms = np.cumsum(alarm[order])
-        self.total = sum(len(p.truth) for p in pictures)
-        self.judged = sum(p.negative or everywhere for p in pictures)
-        # Only where the score falls can a threshold cut: tied scores stay or go together.
-        self.cuts = np.append(self.scores[:-1] > self.scores[1:], True)[: len(order)]
+def _lowest(curve: Curve, target: OperatingTarget) -> float | None:
+    good = curve.fppi <= target.value if target.kind == "fppi" else curve.precision >= target.value
+    last = np.flatnonzero(good & curve.cuts & (curve.hits > 0))
+    return _below(curve, int(last[-1])) if len(last) else None
 
-    @property
-    def any_correct(self) -> bool:
-        return len(self.hits) > 0 and bool(self.hits[-1] > 0) and self.total > 0
 
-    def best_f1(self) -> float:
-        f1 = 2 * self.hits / (self.marks + self.total)
-        return self._below(int(np.argmax(np.where(self.cuts, f1, -1.0))))
-
-    def lowest(self, target: OperatingTarget) -> float | None:
-        if target.kind == "fppi":
-            good = self.alarms / self.judged <= target.value
-        else:
-            good = self.hits / self.marks >= target.value
-        good &= self.cuts & (self.hits > 0)
-        last = np.flatnonzero(good)
-        return self._below(int(last[-1])) if len(last) else None
-
-    def _below(self, index: int) -> float:
-        """Half-way to the next lower score, so that this detection stays in."""
-        following = self.scores[index + 1] if index + 1 < len(self.scores) else 0.0
-        return round(float(self.scores[index] + following) / 2, 4)
+def _below(curve: Curve, index: int) -> float:
+    """Half-way to the next lower score, so that this detection stays in."""
+    following = curve.scores[index + 1] if index + 1 < len(curve.scores) else 0.0
+    return round(float(curve.scores[index] + following) / 2, 4)
 
 
 def _point(

@@ -7,6 +7,7 @@ packages take seconds to import: only the stages that run it do.
 from gun_detection.stages.learning import (
     check_need,
     compare,
+    curve,
     evaluate,
     ingest,
     threshold,
@@ -39,6 +40,7 @@ __all__ = [
     "answer",
     "check_need",
     "compare",
+    "curve",
     "evaluate",
     "export_quarantine",
     "finish_scoring",

@@ -95,6 +95,7 @@ def train(
         "threshold": model.threshold,
         "validation_ap50": max((row["validation_ap50"] for row in history), default=None),
         "seconds": model.training["wall_seconds"],
+        "history": history,
         "events": model.training["events"],
         "tensorboard_url": tensorboard_url(settings, model.training["tensorboard_run"]),
     }
@@ -118,6 +119,16 @@ def evaluate(
         storage = Storage(settings)
         row = evaluate_version(version, dataset_id, settings, storage, session, split, progress)
         return _evaluation(row, settings)
+
+
+def curve(settings: Settings, evaluation_id: int) -> list[Json]:
+    """What each threshold would have given in a recorded evaluation, highest first."""
+    from gun_detection.evaluation.curves import Curve
+    from gun_detection.evaluation.evaluate import load_samples
+
+    with open_session(settings) as session:
+        row = session.get_one(Evaluation, evaluation_id)
+    return Curve(load_samples(row, settings, Storage(settings)).matched).points()
 
 
 def compare(

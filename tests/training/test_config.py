@@ -7,7 +7,13 @@ import pytest
 from embedded.config import REPOSITORY
 from gun_detection.errors import SettingsError
 from gun_detection.settings import load_settings
-from gun_detection.training.config import PRESETS, parse_override, recipe_table, resolve_config
+from gun_detection.training.config import (
+    PRESETS,
+    parse_override,
+    read_recipe,
+    recipe_table,
+    resolve_config,
+)
 
 
 def test_overrides_go_over_settings_go_over_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +84,34 @@ def test_what_is_no_override_is_refused(text: str) -> None:
 def test_a_value_that_is_no_yaml_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="epochs"):
         parse_override(text)
+
+
+def test_a_recipe_is_a_file_or_a_part_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("epochs: 3\naugmentation: {flip: 0.1, crop: 0}\n")
+    expected = {"epochs": 3, "augmentation.flip": 0.1, "augmentation.crop": 0}
+    assert read_recipe(str(file)) == expected
+    file.write_text("train: {preset: cpu, recipe: {epochs: 3, augmentation: {flip: 0.1, crop: 0}}}")
+    assert read_recipe(f"{file}:train.recipe") == expected
+    file.write_text("train: {recipe: }")
+    assert read_recipe(f"{file}:train.recipe") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "message"),
+    [
+        (None, "", "there is no recipe"),
+        ("a: [", "", "not readable"),
+        ("epochs", "", "not a mapping"),
+        ("train: {preset: cpu}", ":train.recipe", "has no 'train.recipe'"),
+        ("train: 3", ":train.recipe", "has no 'train.recipe'"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(
+    text: str | None, part: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        read_recipe(f"{file}{part}")
