@@ -197,7 +197,7 @@ def test_a_file_is_evaluated_and_used_without_a_database(
     assert code == 1, "a picture that could not be looked at is not passed over"
     assert document["review"] == "unreviewed"
     assert "error" in document["images"][1]
-    assert [file.name for file in (tmp_path / "o").iterdir()] == ["0001-0.png"]
+    assert [file.name for file in (tmp_path / "o" / "overlays").iterdir()] == ["00001-0.png"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from gun_detection import __version__
-from gun_detection.cli import data, models, release, scoring, serving
+from gun_detection.cli import data, models, predict, release, scoring, serving
 from gun_detection.cli.output import err, out
 from gun_detection.errors import GunDetectionError, SettingsError, explain_os_error
 
@@ -44,7 +44,7 @@ for command in (
     release.prune,
     scoring.score,
     scoring.rescore,
-    models.predict,
+    predict.predict,
     serving.serve,
 ):
     app.command()(command)

@@ -1,7 +1,7 @@
 """Commands that make, measure and use models."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,11 +23,9 @@ from gun_detection.cli.output import (
     progress,
     show,
     show_metrics,
-    show_predictions,
     show_rows,
     write,
 )
-from gun_detection.errors import GunDetectionError
 
 
 def train(
@@ -155,52 +153,6 @@ def threshold(
     from gun_detection import stages
 
     show(stages.threshold(read_settings(), model, target, value, dataset), as_json)
-
-
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
-    model: Annotated[str, typer.Option(help="As for `evaluate`.")] = "champion",
-    threshold: Threshold = None,
-    output: Annotated[
-        Path | None, typer.Option("--out", help="Folder for copies with the boxes drawn in.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find guns in local pictures; nothing is stored in the database."""
-    from gun_detection.images import SandboxedDecoder, draw_boxes, encode_png
-    from gun_detection.release.registry import open_predictor
-
-    settings = read_settings()
-    name, predictor, limit = open_predictor(model, settings, settings.score_floor)
-    limit = limit if threshold is None else threshold
-    results: list[dict[str, Any]] = []
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    with SandboxedDecoder(settings) as decoder, progress("predict", as_json) as advance:
-        for number, path in enumerate(images, start=1):
-            try:
-                pixels = decoder.decode(path.read_bytes()).pixels
-            except (OSError, GunDetectionError) as error:
-                results.append({"file": str(path), "error": str(error)})
-                continue
-            [found] = predictor([pixels])
-            kept = found.above(limit)
-            rows = [
-                {"box": [round(float(v), 1) for v in box], "score": round(float(score), 4)}
-                for box, score in zip(kept.boxes, kept.scores, strict=True)
-            ]
-            results.append({"file": str(path), "detections": rows})
-            if output is not None:
-                drawn = draw_boxes(pixels, kept.boxes, kept.scores, limit)
-                (output / f"{number:04d}-{path.stem}.png").write_bytes(encode_png(drawn))
-            advance(number, len(images))
-    document = {"model": name, "threshold": limit, "review": "unreviewed", "images": results}
-    if as_json:
-        show(document, as_json)
-    else:
-        show_predictions(document)
-    if any("error" in result for result in results):
-        raise typer.Exit(1)
 
 
 def import_model(

@@ -36,7 +36,8 @@ from gun_detection.detector.engines import (
 )
 from gun_detection.detector.inference import Predictor
 from gun_detection.errors import ModelError, SettingsError
-from gun_detection.release.registry import load_model
+from gun_detection.release.champion import get_model
+from gun_detection.release.registry import WEIGHT_SUFFIXES, load_model, open_file
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from gun_detection.training.hardware import device_name
@@ -65,6 +66,28 @@ def open_engine(version: ModelVersion, settings: Settings, storage: Storage) -> 
         one_thread_each()
     logger.info("%s runs on the engine %s (%s)", version.id, engine.name, engine.device)
     return engine
+
+
+def open_file_engine(
+    path: Path, settings: Settings
+) -> tuple[DetectorEngine, DetectorConfig, float]:
+    """(reference engine, detector, threshold) of a weights file, which needs no database."""
+    model, config, threshold = open_file(path)
+    engine = reference(model, config, settings.score_floor, select_device(settings.device))
+    if engine.streams > 1:
+        one_thread_each()
+    return engine, config, threshold
+
+
+def open_by_name(name: str, settings: Settings) -> tuple[str, DetectorEngine, float]:
+    """(name, engine, operating threshold) of `champion`, a version, or a weights file."""
+    path = Path(name)
+    if path.suffix in WEIGHT_SUFFIXES:
+        engine, _, threshold = open_file_engine(path, settings)
+        return path.name, engine, threshold
+    with open_session(settings) as session:
+        version = get_model(session, name)
+    return version.id, open_engine(version, settings, Storage(settings)), version.threshold
 
 
 def engine_for(version: ModelVersion, settings: Settings) -> str:

@@ -38,7 +38,7 @@ from gun_detection.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_WEIGHT_SUFFIXES = {".pth", ".pt", ".safetensors"}
+WEIGHT_SUFFIXES = {".pth", ".pt", ".safetensors"}
 # Of weights that come without one; the well-known value for detectors of this kind.
 DEFAULT_THRESHOLD = 0.7
 
@@ -155,7 +155,7 @@ def open_predictor(name: str, settings: Settings, floor: float) -> tuple[str, Pr
     of its `model.json` beside it, or 0.7.
     """
     path = Path(name)
-    if path.suffix in _WEIGHT_SUFFIXES:
+    if path.suffix in WEIGHT_SUFFIXES:
         model, detector, threshold = open_file(path)
         device = select_device(settings.device)
         predictor = Predictor(model, device, floor, mirrored=detector.mirrored)

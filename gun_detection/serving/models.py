@@ -13,19 +13,15 @@ from numpy.typing import NDArray
 
 from gun_detection.batching import Batcher
 from gun_detection.database import open_session
-from gun_detection.detector.architectures import select_device
 from gun_detection.detector.engines import (
     Engine,
     detect,
-    one_thread_each,
-    reference,
     shape_class,
 )
 from gun_detection.detector.inference import Detections
 from gun_detection.errors import GunDetectionError, ReleaseError
 from gun_detection.release.champion import get_model
-from gun_detection.release.packages import engine_for, open_engine
-from gun_detection.release.registry import open_file
+from gun_detection.release.packages import engine_for, open_engine, open_file_engine
 from gun_detection.serving.answers import ModelCard
 from gun_detection.serving.metrics import BATCH, MODEL, STALE
 from gun_detection.serving.refusals import busy
@@ -171,10 +167,7 @@ def _load(settings: Settings, now: ModelCard | None) -> tuple[ModelCard, Engine]
 
 def _load_file(settings: Settings) -> tuple[ModelCard, Engine]:
     path = Path(settings.serve_model)
-    model, config, threshold = open_file(path)
-    engine = reference(model, config, settings.score_floor, select_device(settings.device))
-    if engine.streams > 1:
-        one_thread_each()
+    engine, config, threshold = open_file_engine(path, settings)
     card = _card(settings, path.name, threshold, engine)
     return card.model_copy(update={"architecture": config.architecture}), engine
 

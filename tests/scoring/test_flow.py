@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from gun_detection.scoring import flow
 from gun_detection.batching import Batcher
+from gun_detection.scoring import flow
 from gun_detection.scoring.budget import Budget
 from gun_detection.scoring.flow import in_batches, in_threads
 
