@@ -42,7 +42,8 @@ from embedded.servers import make_bucket, temporary_servers
 from gun_detection import stages
 from gun_detection.database import open_session, upgrade
 from gun_detection.release.champion import promote
-from gun_detection.release.registry import import_file, open_file
+from gun_detection.release.packages import engine_for
+from gun_detection.release.registry import NewModel, open_file, publish
 from gun_detection.settings import load_settings
 from gun_detection.storage import Storage
 
@@ -118,20 +119,30 @@ def make_champion(arguments: argparse.Namespace, folder: Path) -> str:
     source = folder / "source"
     for part in ("pistols", "negatives"):
         shutil.copytree(arguments.data / part, source / part)
-    stages.ingest(str(source), settings)
+    dataset = stages.ingest(str(source), settings)["dataset_id"]
+    model, detector, _ = open_file(arguments.weights)
+    new = NewModel(
+        model=model,
+        detector=detector,
+        config={"detector": detector.model_dump(mode="json")},
+        config_hash="",
+        # Packages are checked on its holdout.
+        dataset_id=dataset,
+        parent_id=None,
+        threshold=THRESHOLD,
+        training={},
+    )
     with open_session(settings) as session:
-        weights = arguments.weights
-        model = import_file(weights, "mobilenet_v2_fpn", THRESHOLD, settings, storage, session)
-        promote(session, model.id, actor="benchmark", reason="to be measured")
-    stages.package(settings, model.id)
-    from gun_detection.release.packages import engine_for
-
-    return engine_for(model, settings)
+        version = publish(new, settings, storage, session)
+        promote(session, version.id, actor="benchmark", reason="to be measured")
+    for made in stages.package(settings, version.id)["packages"]:
+        print(f"{made['engine']}: {made['reason']}")
+    return engine_for(version, settings)
 
 
 def usual_service(weights: Path) -> FastAPI:
     """As tutorials have it."""
-    model, _, _ = open_file(weights, "mobilenet_v2_fpn")
+    model, _, _ = open_file(weights)
     pool = model.roi_heads.box_roi_pool
     model.roi_heads.box_roi_pool = MultiScaleRoIAlign(
         pool.featmap_names, pool.output_size, pool.sampling_ratio

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Page, ViewportSize, sync_playwright
+from playwright.sync_api import FilePayload, Page, ViewportSize, sync_playwright
 from sqlalchemy import text
 
 from embedded.config import load_platform
@@ -19,6 +19,7 @@ from embedded.stack import Stack
 from gun_detection.database import open_session
 from gun_detection.settings import Settings
 from gun_detection.stages.links import run_url
+from gun_detection.storage import Storage
 
 SIZE: ViewportSize = {"width": 1440, "height": 810}
 
@@ -74,7 +75,32 @@ def main() -> None:
         page.get_by_role("button", name="Trigger").click()
         page.wait_for_timeout(2000)
         page.screenshot(path=folder / "trigger.png")
+        page.set_viewport_size({"width": 1200, "height": 900})
+        _predict(page, stack, folder / "predict.png")
         browser.close()
+
+
+def _predict(page: Page, stack: Stack, path: Path) -> None:
+    """The predict service's page with a few of the demo's uploads."""
+    settings, storage = stack.settings, Storage(stack.settings)
+    listed = storage.list_objects(settings.uploads_bucket, "demo/")
+    keys = [item.key for item in listed if "upload" in item.key][:3]
+    page.goto(stack.platform.predict_url)
+    page.get_by_label("API key").fill(stack.platform.credentials.predict_key)
+    page.get_by_role("button", name="Use it").click()
+    page.wait_for_selector("#key-form", state="hidden")
+    files = [
+        FilePayload(
+            name=Path(key).name,
+            mimeType="image/jpeg",
+            buffer=storage.get(settings.uploads_bucket, key),
+        )
+        for key in keys
+    ]
+    page.set_input_files("#files", files)
+    page.locator("details:visible").nth(len(keys) - 1).wait_for()
+    page.wait_for_timeout(500)
+    page.screenshot(path=path)
 
 
 def _largest_run(settings: Settings) -> str:

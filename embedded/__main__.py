@@ -57,6 +57,8 @@ def _print_addresses(stack: Stack) -> None:
     console.print(f"  sign in    admin / {platform.credentials.passwords['admin']}", markup=False)
     console.print(f"  others     {platform.directory / 'credentials.json'}", markup=False)
     console.print(f"TensorBoard  {platform.tensorboard_url}")
+    console.print(f"Predict      {platform.predict_url}")
+    console.print(f"  API key    {platform.credentials.predict_key}", markup=False)
     console.print(f"S3           {platform.s3_url}")
 
 
@@ -147,7 +149,11 @@ def _print_lines(name: str, lines: "deque[str] | list[str]") -> None:
 def env() -> None:
     """Print the platform's environment for a shell: `eval "$(make -s env)"`."""
     stack = Stack(load_platform())
-    for name, value in owned_environment(stack.platform, stack.postgres).items():
+    predict = {
+        "PREDICT_URL": stack.platform.predict_url,
+        "PREDICT_KEY": stack.platform.credentials.predict_key,
+    }
+    for name, value in (owned_environment(stack.platform, stack.postgres) | predict).items():
         print(f"export {name}={shlex.quote(value)}")
     path = os.pathsep.join([str(program_folder()), "${PATH}"])
     print(f'export PATH="{path}"')

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gun_detection.errors import TerminalError
+from gun_detection.serving.keys import new_secret
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -36,6 +37,7 @@ class Ports:
     airflow: int = 8080
     airflow_logs: int = 8793
     tensorboard: int = 6006
+    predict: int = 8000
     postgres: int = 5433
     s3: int = 8333
     s3_grpc: int = 18333
@@ -136,6 +138,7 @@ class Credentials:
     fernet_key: str = field(default_factory=_fernet_key, repr=False)
     jwt_secret: str = field(default_factory=_signing_key, repr=False)
     api_secret_key: str = field(default_factory=_signing_key, repr=False)
+    predict_key: str = field(default_factory=new_secret, repr=False)
     passwords: dict[str, str] = field(
         default_factory=lambda: {user: _secret() for user in USERS}, repr=False
     )
@@ -183,6 +186,10 @@ class Platform:
         return f"http://{HOST}:{self.ports.tensorboard}"
 
     @property
+    def predict_url(self) -> str:
+        return f"http://{HOST}:{self.ports.predict}"
+
+    @property
     def s3_url(self) -> str:
         return f"http://{HOST}:{self.ports.s3}"
 
@@ -219,7 +226,10 @@ def load_platform() -> Platform:
         write_private(credentials_file, json.dumps(asdict(Credentials()), indent=2), keep=True)
     ports_file = directory / "ports.json"
     ports = Ports.choose(_read(ports_file) if ports_file.exists() else {})
-    platform = Platform(directory, ports, Credentials(**_read(credentials_file)))
+    credentials = Credentials(**_read(credentials_file))
+    # Secrets that a platform of an earlier version lacks are made once, too.
+    write_private(credentials_file, json.dumps(asdict(credentials), indent=2))
+    platform = Platform(directory, ports, credentials)
     for folder in ("airflow", "home", "logs", "services"):
         private_folder(directory / folder)
     private_folder(platform.sockets)

@@ -42,6 +42,7 @@ class Checks:
             "seaweedfs": self.platform.s3_url,
             "api-server": self.platform.airflow_url,
             "tensorboard": self.platform.tensorboard_url,
+            "predict": self.platform.predict_url,
             LOG_SERVER: f"http://{HOST}:{self.platform.ports.airflow_logs}",
         }
 
@@ -57,7 +58,7 @@ class Checks:
             "postgres": running("postgres") and postgres.answers(self.postgres),
             "seaweedfs": running("seaweedfs") and seaweedfs.answers(self.seaweedfs),
         }
-        for name in ("tensorboard", LOG_SERVER):
+        for name in ("tensorboard", "predict", LOG_SERVER):
             healthy[name] = running(name) and web_server_answers(addresses[name])
         for name in COMPONENTS:
             healthy[name] = (

@@ -25,6 +25,7 @@ from embedded.environment import (
     write_passwords,
 )
 from embedded.health import Checks, Health, web_server_answers
+from embedded.predict import predict_service
 from embedded.processes import Service
 from embedded.supervision import ALIVE, ProcessState, Supervisor
 from embedded.tensorboard import tensorboard_service
@@ -83,6 +84,7 @@ class Stack:
             "seaweedfs": [seaweedfs.seaweedfs_service(self.seaweedfs)],
             "airflow": airflow_services(self.environment),
             "tensorboard": [tensorboard_service(self.platform, self.environment)],
+            "predict": [predict_service(self.platform, self.environment)],
         }
 
     @cached_property
@@ -155,8 +157,9 @@ class Stack:
         for group in self.groups.values():
             yield from group
 
-    def _tensorboard_answers(self) -> bool:
-        return web_server_answers(self.platform.tensorboard_url)
+    def _others_answer(self) -> bool:
+        platform = self.platform
+        return all(map(web_server_answers, (platform.tensorboard_url, platform.predict_url)))
 
     def _check_room(self) -> None:
         check_disk(self.platform.directory)
@@ -214,11 +217,13 @@ class Stack:
                 self._run(sys.executable, "-m", "airflow", "db", "migrate")
                 self._migrated.write_text(version("apache-airflow"))
             self._migrate_library()
-        with report("Airflow and TensorBoard"):
+        with report("Airflow, TensorBoard and the predict service"):
             write_passwords(self.platform)
             self.supervisor.start_group("tensorboard")
+            self.supervisor.start_group("predict")
             self._start("airflow", self._airflow_is_healthy, _AIRFLOW_TIMEOUT)
-            self._wait("tensorboard", self._tensorboard_answers, _AIRFLOW_TIMEOUT)
+            for group in ("tensorboard", "predict"):
+                self._wait(group, self._others_answer, _AIRFLOW_TIMEOUT)
             with self.airflow() as client:
                 client.ensure_pool("gpu", 1, "One task at a time on the accelerator")
 

@@ -73,7 +73,7 @@ def allowed(scope: str) -> Callable[..., str]:
         token: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
         key: Annotated[str | None, Depends(header)],
     ) -> str:
-        given = token.credentials if token else key
+        given = request.state.key = token.credentials if token else key
         found = service_of(request).admit(given, scope)
         request.state.log = {"key": found.name} if found else {}
         if found is not None:
@@ -232,8 +232,7 @@ def _storing(request: Request, asked: bool) -> bool:
     """Whether pictures of this request are stored; asking for it takes a key with that scope."""
     service = service_of(request)
     if asked:
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        service.admit(token or request.headers.get("x-api-key"), "store")
+        service.admit(request.state.key, "store")
     return service.wants_stored(asked)
 
 

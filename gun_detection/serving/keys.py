@@ -82,10 +82,19 @@ def today() -> date:
 
 def new_key(name: str, scopes: Iterable[str], days: int | None) -> tuple[str, Key]:
     """(the key itself, which is never kept, what is kept of it)."""
-    check_name(name)
-    key = PREFIX + secrets.token_urlsafe(32)
+    secret = new_secret()
     end = None if days is None else today() + timedelta(days=days)
-    return key, Key(name, check_scopes(name, scopes), end, _digest(key))
+    return secret, key_of(secret, name, scopes, end)
+
+
+def new_secret() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def key_of(secret: str, name: str, scopes: Iterable[str], end: date | None = None) -> Key:
+    """What is kept of a key; raises `SettingsError` for a bad name or scope."""
+    check_name(name)
+    return Key(name, check_scopes(name, scopes), end, _digest(secret))
 
 
 def _digest(key: str) -> str:

@@ -117,7 +117,9 @@ def application() -> FastAPI:
     """What each process makes of the environment."""
     # The figures' library looks at the environment when it is imported.
     from gun_detection.serving.app import create_app
+    from gun_detection.serving.metrics import forget_dead_processes
 
+    forget_dead_processes()
     settings = load_settings()
     configure_logging(settings, file=False)
     _log_uvicorn()

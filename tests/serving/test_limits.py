@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from limits import parse
 
@@ -86,6 +87,17 @@ def test_processes_share_limits_and_figures(start: Start, weights: Path) -> None
     counted = httpx.get(f"{service.url}/metrics").text
     assert 'gun_detection_pictures_total{outcome="looked at"} 20.0' in counted
     assert "died" not in service.log
+
+    parent = psutil.Process(service.process.pid)
+    served = [one for one in parent.children() if "spawn_main" in " ".join(one.cmdline())]
+    assert len(served) == 2
+    served[0].kill()
+    deadline = time.monotonic() + 60
+    while service.log.count("serving random.safetensors") < 3:
+        assert time.monotonic() < deadline, service.log
+        time.sleep(0.1)
+    # One that is gone does not count as serving.
+    assert "gun_detection_pictures_under_way 0.0" in httpx.get(f"{service.url}/metrics").text
 
 
 @pytest.mark.parametrize(
