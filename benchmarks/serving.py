@@ -169,7 +169,8 @@ def usual_service(weights: Path) -> FastAPI:
 
 @contextmanager
 def service(command: Sequence[str], port: int, ready: str) -> Iterator[None]:
-    process = subprocess.Popen(command)
+    # Lines of a log for each request belong to its work, and to nobody's screen.
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         while True:
             try:

@@ -13,8 +13,9 @@ _Answer = TypeVar("_Answer")
 class Batcher(Generic[_Ask, _Answer]):
     """Gathers the requests of threads into batches of at most `most`, of equal `kind`.
 
-    A worker takes what there is, most of one kind first, so batches grow with the load; before that
-    it waits `pause` seconds for more, where a call of `function` costs more than it. A context
+    A worker takes what there is of one kind, one kind after the other, so batches grow with the
+    load and no request waits for ever; one at a time, they come in their order. Before that it
+    waits `pause` seconds for more, where a call of `function` costs more than it. A context
     manager; leaving it ends the workers once all is answered. An exception of `function` is raised
     for every request of its batch.
     """
@@ -27,7 +28,8 @@ class Batcher(Generic[_Ask, _Answer]):
         kind: Callable[[_Ask], Hashable] = lambda _: None,
         pause: float = 0.0,
     ) -> None:
-        self._function, self._most, self._kind, self._pause = function, most, kind, pause
+        self._function, self._most, self._pause = function, most, pause
+        self._kind = kind if most > 1 else lambda _: None
         self._waiting: dict[Hashable, list[tuple[_Ask, Future[_Answer]]]] = {}
         self._changed = threading.Condition()
         self._closed = False
@@ -74,7 +76,8 @@ class Batcher(Generic[_Ask, _Answer]):
         with self._changed:
             if not self._waiting:
                 return []
-            kind = max(self._waiting, key=lambda name: len(self._waiting[name]))
+            # The one that had its turn longest ago.
+            kind = next(iter(self._waiting))
             queue = self._waiting.pop(kind)
             batch, rest = queue[: self._most], queue[self._most :]
             if rest:

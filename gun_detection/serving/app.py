@@ -1,7 +1,7 @@
 """The routes of the predict service."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
@@ -53,6 +53,7 @@ _MEANINGS = {
 
 bearer = HTTPBearer(auto_error=False, description="An API key as `gun-detection keys` makes them.")
 header = APIKeyHeader(name="X-API-Key", auto_error=False)
+# Handlers are coroutines, also where nothing is waited for: others would each take a thread.
 router = APIRouter()
 
 
@@ -65,10 +66,10 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"model": ErrorAnswer, "description": _MEANINGS[s]} for s in statuses}
 
 
-def allowed(scope: str) -> Callable[..., str]:
+def allowed(scope: str) -> Callable[..., Awaitable[str]]:
     """A dependency that gives the client's name, if it has this scope."""
 
-    def client(
+    async def client(
         request: Request,
         token: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
         key: Annotated[str | None, Depends(header)],
@@ -117,7 +118,7 @@ def _form(field: str, many: bool) -> dict[str, Any]:
     responses={200: {"content": {"text/html": {}}}},
     summary="A greeting, or the web page for browsers",
 )
-def root(request: Request) -> Response:
+async def root(request: Request) -> Response:
     kind = preferred(request.headers.get("accept", ""), ("application/json", "text/html"))
     if kind == "text/html":
         return _file("index.html")
@@ -126,7 +127,7 @@ def root(request: Request) -> Response:
 
 @router.get("/page.css", include_in_schema=False)
 @router.get("/page.js", include_in_schema=False)
-def page(request: Request) -> Response:
+async def page(request: Request) -> Response:
     return _file(request.url.path.removeprefix("/"))
 
 
@@ -202,17 +203,17 @@ async def predict_batch(
 
 
 @router.get("/model", responses=failures(401, 403, 503), summary="The model that answers now")
-def model(request: Request, _: Client) -> ModelCard:
+async def model(request: Request, _: Client) -> ModelCard:
     return service_of(request).models.card
 
 
 @router.get("/health", summary="Whether the process lives")
-def health() -> Health:
+async def health() -> Health:
     return Health()
 
 
 @router.get("/ready", responses=failures(503), summary="Whether there is a model to answer with")
-def ready(request: Request) -> Readiness:
+async def ready(request: Request) -> Readiness:
     return Readiness(model=service_of(request).models.card.model)
 
 
@@ -223,7 +224,7 @@ def ready(request: Request) -> Readiness:
     summary="Figures for Prometheus",
     dependencies=[Depends(allowed("metrics"))],
 )
-def metrics() -> Response:
+async def metrics() -> Response:
     document, kind = exposition()
     return Response(document, media_type=kind)
 
