@@ -1,11 +1,10 @@
-"""Threads, batches and budgets, each by itself."""
+"""Threads, batches of results and budgets, each by itself."""
 
 import threading
 import time
 
 import pytest
 
-from gun_detection.batching import Batcher
 from gun_detection.scoring import flow
 from gun_detection.scoring.budget import Budget
 from gun_detection.scoring.flow import in_batches, in_threads
@@ -48,62 +47,6 @@ def test_batches_are_full_or_late(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(batch) for batch in in_batches(iter(range(150)))] == [64, 64, 22]
     monkeypatch.setattr(flow, "_SECONDS", 0.0)
     assert list(in_batches(iter([1, None, 2]))) == [[1], [2]]
-
-
-def test_a_batcher_gathers_what_is_asked_at_the_same_time() -> None:
-    sizes: list[int] = []
-
-    def double(asked: list[int]) -> list[int]:
-        sizes.append(len(asked))
-        time.sleep(0.05)
-        return [2 * number for number in asked]
-
-    with Batcher(double, most=4) as batcher:
-        answers = in_threads(lambda number: (number, batcher(number)), iter(range(20)), threads=10)
-        assert all(b == 2 * a for a, b in filter(None, answers))
-    assert sum(sizes) == 20
-    assert 1 < max(sizes) <= 4
-
-
-def test_a_batcher_waits_for_more_where_calls_are_dear() -> None:
-    sizes: list[int] = []
-
-    def note(asked: list[int]) -> list[int]:
-        sizes.append(len(asked))
-        return asked
-
-    # Workers who find nothing left after their pause go on waiting.
-    with Batcher(note, most=64, workers=3, pause=0.5) as batcher:
-        for _ in range(2):
-            assert len(list(in_threads(batcher, iter(range(10)), threads=10))) >= 10
-    assert sum(sizes) == 20
-    assert max(sizes) > 3
-
-
-def test_a_batch_is_of_one_kind() -> None:
-    batches: list[list[int]] = []
-
-    def note(asked: list[int]) -> list[int]:
-        batches.append(asked)
-        time.sleep(0.02)
-        return asked
-
-    with Batcher(note, most=8, kind=lambda number: number % 2) as batcher:
-        list(in_threads(batcher, iter(range(20)), threads=12))
-    assert all(len({number % 2 for number in batch}) == 1 for batch in batches)
-    assert sum(map(len, batches)) == 20
-
-
-def test_an_error_reaches_everybody_of_its_batch_and_nobody_else() -> None:
-    def fail(asked: list[int]) -> list[int]:
-        if 1 in asked:
-            raise ValueError("one")
-        return asked
-
-    with Batcher(fail, most=1) as batcher:
-        with pytest.raises(ValueError, match="one"):
-            batcher(1)
-        assert batcher(2) == 2
 
 
 def test_a_budget_bounds_what_is_held_together() -> None:
