@@ -121,6 +121,8 @@ def make_champion(arguments: argparse.Namespace, folder: Path) -> str:
         shutil.copytree(arguments.data / part, source / part)
     dataset = stages.ingest(str(source), settings)["dataset_id"]
     model, detector, _ = open_file(arguments.weights)
+    # The tutorials' service looks at each picture once; a mirrored detector does so twice.
+    detector = detector.model_copy(update={"mirrored": False})
     new = NewModel(
         model=model,
         detector=detector,
