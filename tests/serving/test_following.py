@@ -207,15 +207,3 @@ def test_kept_pictures_are_scored_like_every_upload(
     assert len(boxes) == len(served)
     # Rows have no order; a box of the answer is rounded.
     assert np.abs(boxes[:, None] - served[None]).max(-1).min(0).max() < 0.02
-
-
-def test_what_can_never_serve_is_refused_at_the_start(settings: Settings) -> None:
-    def error(*arguments: str) -> str:
-        run = subprocess.run(
-            [PROGRAM, "serve", *arguments], capture_output=True, text=True, check=False, timeout=60
-        )
-        assert run.returncode in (1, 2)
-        assert "Traceback" not in run.stderr
-        return run.stderr
-
-    assert "there is no weights file /nowhere.pth" in error("--model", "/nowhere.pth")

@@ -157,6 +157,16 @@ def test_page_fits_every_screen(browser: Browser, service: Running) -> None:
         opened.close()
 
 
+def test_phones_are_offered_their_camera(browser: Browser, service: Running) -> None:
+    for touch in (True, False):
+        context = browser.new_context(has_touch=touch, is_mobile=touch)
+        opened = context.new_page()
+        opened.goto(service.url)
+        assert opened.get_by_text("Take a photo").is_visible() is touch
+        assert opened.locator("#camera").get_attribute("capture") == "environment"
+        context.close()
+
+
 def test_page_asks_for_a_key(browser: Browser, start: Start, weights: Path) -> None:
     key, entry = new_key("person", ["predict"], None)
     service = start("--model", weights, GUN_DETECTION_SERVE_KEYS=str(entry))
