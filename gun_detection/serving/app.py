@@ -26,7 +26,7 @@ from gun_detection.serving.answers import (
     Readiness,
     Welcome,
 )
-from gun_detection.serving.bodies import read_pictures
+from gun_detection.serving.bodies import announced_pictures, read_pictures
 from gun_detection.serving.frame import Frame
 from gun_detection.serving.limits import client_name
 from gun_detection.serving.metrics import exposition
@@ -189,11 +189,14 @@ async def predict_batch(
     service = service_of(request)
     store = _storing(request, store)
     headers = await service.limit.spend(client)
-    with service.models.serving.in_use() as served, service.slots.hold(1):
+    most = min(service.settings.serve_batch_images, service.settings.serve_queue)
+    # Bytes take as many places as the largest pictures would.
+    places = announced_pictures(request, most, service.settings.serve_max_bytes)
+    with service.models.serving.in_use() as served, service.slots.hold(places):
         at = service.threshold(served, threshold)
-        files = await _read(request, "files", service.settings.serve_batch_images)
+        files = await _read(request, "files", most)
         headers |= await service.limit.spend(client, len(files) - 1)
-        with service.slots.hold(len(files) - 1):
+        with service.slots.hold(max(0, len(files) - places)):
             items = [service.batch_item(served, name, data, at, store) for name, data in files]
             images = await _while_connected(request, gather(items))
         request.state.log |= {"model": served.card.model, "pictures": len(images)}

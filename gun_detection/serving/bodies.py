@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from math import ceil
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
@@ -70,6 +71,13 @@ async def read_pictures(
             422, "NO_FILE", f"the form has no file named {field!r}: send the picture under it"
         )
     return pictures
+
+
+def announced_pictures(request: Request, most: int, max_bytes: int) -> int:
+    """How many of the largest pictures have as many bytes as a request says that it has."""
+    length = request.headers.get("content-length")
+    # Without a word it may be anything.
+    return most if length is None else min(most, max(1, ceil(int(length) / max_bytes)))
 
 
 async def _bytes(file: UploadFile, max_bytes: int) -> bytes:

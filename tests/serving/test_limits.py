@@ -162,6 +162,26 @@ def test_full_queue_says_when_to_come_again(start: Start, weights: Path) -> None
     assert "gun_detection_pictures_under_way 0.0" in httpx.get(f"{service.url}/metrics").text
 
 
+def test_bytes_of_a_batch_take_places_before_they_come(start: Start, weights: Path) -> None:
+    service = start("--model", weights, GUN_DETECTION_SERVE_QUEUE="4", **OPEN)
+    head = (
+        "POST /predict/batch HTTP/1.1\r\nHost: x\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n{}\r\n\r\n"
+    )
+    for length in ("Content-Length: 41000000", "Transfer-Encoding: chunked"):
+        with service.connect() as connection:
+            connection.sendall(head.format(length).encode())
+            deadline = time.monotonic() + 30
+            while (answer := post(service)).is_success:
+                assert time.monotonic() < deadline
+            assert answer.json()["error"]["reason"] == "BUSY"
+        deadline = time.monotonic() + 30
+        while not post(service).is_success:
+            assert time.monotonic() < deadline
+    assert post(service, pictures=4).is_success
+    assert post(service, pictures=5).status_code == 413
+
+
 def test_request_without_an_answer_in_time_is_told_so(start: Start, weights: Path) -> None:
     service = start("--model", weights, GUN_DETECTION_SERVE_TIMEOUT="0.01", **OPEN)
     answer = post(service)
