@@ -25,6 +25,7 @@ _HEADERS = {
     # Answers are about pictures of people: no cache keeps them.
     "Cache-Control": "no-store",
 }
+MOST_HEAD_BYTES = 2**14
 # Asked every few seconds by machines.
 _PROBES = {"/health", "/ready", "/metrics"}
 
@@ -64,11 +65,16 @@ class Frame:
             await send(message)
 
         try:
-            await self._app(scope, body.receive, send_framed)
+            if _head_bytes(scope) > MOST_HEAD_BYTES:
+                message = f"its head has more than {MOST_HEAD_BYTES:,} bytes"
+                await _send_failure(send_framed, 431, "HEAD_TOO_LARGE", message)
+            else:
+                await self._app(scope, body.receive, send_framed)
         except Exception:
             logger.exception("a request failed", extra={"request_id": request_id})
             if not status:
-                await _send_failure(send_framed)
+                message = "this is a fault of the service: tell its operator"
+                await _send_failure(send_framed, 500, "INTERNAL", message)
         finally:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "none")
@@ -111,9 +117,14 @@ class _Body:
                     most_bytes -= len((await self.receive()).get("body", b""))
 
 
-async def _send_failure(send: Send) -> None:
-    error = {"reason": "INTERNAL", "message": "this is a fault of the service: tell its operator"}
-    body = json.dumps({"error": error}).encode()
+def _head_bytes(scope: Scope) -> int:
+    """uvicorn counts the head of a request only while some of it is still to come."""
+    names_and_values = sum(len(name) + len(value) for name, value in scope["headers"])
+    return len(scope["raw_path"]) + len(scope["query_string"]) + names_and_values
+
+
+async def _send_failure(send: Send, status: int, reason: str, message: str) -> None:
+    body = json.dumps({"error": {"reason": reason, "message": message}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

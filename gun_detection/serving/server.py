@@ -16,8 +16,12 @@ from gun_detection.database import open_session
 from gun_detection.errors import ServiceUnavailableError
 from gun_detection.logs import configure_logging
 from gun_detection.release.registry import open_file
+from gun_detection.serving.app import create_app
+from gun_detection.serving.frame import MOST_HEAD_BYTES
 from gun_detection.serving.keys import KeyRing
 from gun_detection.serving.limits import RateLimit
+from gun_detection.serving.metrics import forget_dead_processes
+from gun_detection.serving.models import follows_champion
 from gun_detection.settings import PREFIX, Settings, load_settings
 
 logger = logging.getLogger(__name__)
@@ -32,7 +36,6 @@ SHORT_NAMES = {
 }
 _FOLDER = "PREDICT_SERVICE_FOLDER"
 _HEAD_SECONDS = 10.0
-_HEAD_BYTES = 2**14
 _CONNECTIONS = 1000
 _STOP_SECONDS = 30
 # A process says nothing while it imports and loads.
@@ -90,6 +93,7 @@ def run(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="gun-detection-serve-") as folder:
         os.environ[_FOLDER] = folder
         if settings.serve_workers > 1:
+            # The figures' library looks at it when the processes to come import it.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         proxies = settings.serve_trusted_proxies
         uvicorn.run(
@@ -109,16 +113,12 @@ def run(settings: Settings) -> None:
             timeout_keep_alive=_IDLE_SECONDS_OF_PROXIES if proxies else _IDLE_SECONDS,
             timeout_worker_healthcheck=_SILENT_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
-            h11_max_incomplete_event_size=_HEAD_BYTES,
+            h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         )
 
 
 def application() -> FastAPI:
     """What each process makes of the environment."""
-    # The figures' library looks at the environment when it is imported.
-    from gun_detection.serving.app import create_app
-    from gun_detection.serving.metrics import forget_dead_processes
-
     forget_dead_processes()
     settings = load_settings()
     configure_logging(settings, file=False)
@@ -138,7 +138,7 @@ def _log_uvicorn() -> None:
 def _check(settings: Settings) -> None:
     keys = KeyRing(settings)
     RateLimit(settings, None)
-    if settings.serve_model == "champion":
+    if follows_champion(settings):
         # A database that is away may come back, one with another schema does not change by itself.
         with suppress(ServiceUnavailableError), open_session(settings):
             pass
