@@ -5,7 +5,6 @@ import struct
 import zlib
 from collections.abc import Mapping
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -75,6 +74,9 @@ def encode_png(pixels: np.ndarray, *, texts: Mapping[str, str] | None = None) ->
     For looking at and not for keeping: one filter and little compression take a seventh of the time
     of Pillow's own settings, for a fifth more bytes.
     """
+    # The decoder's processes, which need this package too, would load it for nothing.
+    import cv2
+
     settings = [
         *(cv2.IMWRITE_PNG_COMPRESSION, 1),
         *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),

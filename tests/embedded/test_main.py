@@ -33,7 +33,7 @@ def _run(variables: dict[str, str], *arguments: str) -> "subprocess.CompletedPro
 def test_a_stopped_platform_is_not_healthy_and_stops_again(variables: dict[str, str]) -> None:
     status = _run(variables, "status")
     assert status.returncode == 1
-    assert status.stdout.count("not healthy") == 8
+    assert status.stdout.count("not healthy") == 9
     down = _run(variables, "down")
     assert (down.returncode, down.stdout) == (0, "Nothing was running.\n")
 
