@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,11 +189,18 @@ def test_every_answer_has_the_headers_that_protect_browsers(http: httpx.Client) 
         assert "access-control-allow-origin" not in headers
 
 
+def answer_id(answer: httpx.Response) -> str:
+    return answer.headers["x-request-id"]
+
+
 def test_log_says_what_was_asked_and_nothing_of_the_picture(
     http: httpx.Client, service: Running
 ) -> None:
     answer = http.post("/predict/", files={"file": ("secret-name.jpg", PICTURE)})
-    lines = [line for line in service.log.splitlines() if answer.headers["x-request-id"] in line]
+    deadline = time.monotonic() + 10
+    # It is written when the answer is out.
+    while not (lines := [x for x in service.log.splitlines() if x.count(answer_id(answer))]):
+        assert time.monotonic() < deadline
     assert len(lines) == 1
     assert "status=200" in lines[0]
     assert "secret-name" not in service.log
