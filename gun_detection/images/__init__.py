@@ -16,11 +16,12 @@ from gun_detection.images.decoding import DecodedImage, DecodeLimits, decode, re
 from gun_detection.images.drawing import draw_boxes, encode_jpeg, encode_png
 from gun_detection.images.headers import ImageHeader
 from gun_detection.images.reasons import Reason
-from gun_detection.images.sandbox import SandboxedDecoder
+from gun_detection.images.sandbox import DecoderPool, SandboxedDecoder
 
 __all__ = [
     "DecodeLimits",
     "DecodedImage",
+    "DecoderPool",
     "ImageHeader",
     "Reason",
     "SandboxedDecoder",

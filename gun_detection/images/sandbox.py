@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -118,6 +119,31 @@ class SandboxedDecoder:
                 reason="DECODER_UNAVAILABLE",
             )
         return self._child
+
+
+class DecoderPool:
+    """So many sandboxed decoders for threads to share; a context manager."""
+
+    def __init__(self, settings: "Settings", decoders: int) -> None:
+        self._all = [SandboxedDecoder(settings) for _ in range(decoders)]
+        self._free: queue.SimpleQueue[SandboxedDecoder] = queue.SimpleQueue()
+        for decoder in self._all:
+            self._free.put(decoder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for decoder in self._all:
+            decoder.close()
+
+    def decode(self, data: bytes, fit: tuple[int, int] | None = None) -> DecodedImage:
+        """As `SandboxedDecoder.decode`, when one of them is free."""
+        decoder = self._free.get()
+        try:
+            return decoder.decode(data, fit=fit)
+        finally:
+            self._free.put(decoder)
 
 
 class _Watchdog:

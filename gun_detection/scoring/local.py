@@ -3,9 +3,7 @@
 import csv
 import json
 import os
-import queue
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from gun_detection.detector.engines import Engine, detect
 from gun_detection.detector.inference import Detections
 from gun_detection.errors import GunDetectionError, ImageError, NotFoundError
-from gun_detection.images import SandboxedDecoder, draw_boxes, encode_png
+from gun_detection.images import DecoderPool, draw_boxes, encode_png
 from gun_detection.scoring.flow import in_threads
 from gun_detection.settings import Settings
 
@@ -62,19 +60,12 @@ def look_at(
 ) -> list[Looked]:
     """Look at pictures, in their order; with `overlays`, a folder, draw what is found as PNG."""
     threads = max(engine.streams, os.cpu_count() or 1)
-    decoders: queue.SimpleQueue[SandboxedDecoder] = queue.SimpleQueue()
     results: dict[int, Looked] = {}
-    with ExitStack() as stack:
-        for _ in range(threads):
-            decoders.put(stack.enter_context(SandboxedDecoder(settings)))
+    with DecoderPool(settings, threads) as decoders:
 
         def one(item: tuple[int, Path]) -> tuple[int, Looked]:
-            decoder = decoders.get()
-            try:
-                overlay = overlays / _overlay_name(*item) if overlays else None
-                return item[0], _look(item[1], decoder, engine, threshold, overlay)
-            finally:
-                decoders.put(decoder)
+            overlay = overlays / _overlay_name(*item) if overlays else None
+            return item[0], _look(item[1], decoders, engine, threshold, overlay)
 
         for result in in_threads(one, enumerate(pictures, start=1), threads):
             if result is not None:
@@ -90,32 +81,28 @@ def _overlay_name(number: int, path: Path) -> str:
 
 def _look(
     path: Path,
-    decoder: SandboxedDecoder,
+    decoders: DecoderPool,
     engine: Engine,
     threshold: float,
     overlay: Path | None,
 ) -> Looked:
     try:
         data = path.read_bytes()
-        image = decoder.decode(data, fit=engine.input_size)
+        image = decoders.decode(data, fit=engine.input_size)
         [(detections, _)] = detect(engine, [image.pixels])
         if detections is None:
             raise ImageError("it needs more memory than there is", reason="DECODE_MEMORY")
         height, width = image.pixels.shape[:2]
         found = detections.resized((width, height), (image.width, image.height))
-        if overlay is not None:
-            whole = (
-                image if (height, width) == (image.height, image.width) else decoder.decode(data)
-            )
-            kept = found.above(threshold)
-            drawn = draw_boxes(
-                whole.pixels, kept.boxes, kept.scores, threshold, caption="unreviewed"
-            )
-            overlay.write_bytes(encode_png(drawn))
+        if overlay is not None and (height, width) != (image.height, image.width):
+            image = decoders.decode(data)
     except (GunDetectionError, OSError) as error:
-        if isinstance(error, OSError) and overlay is not None and error.filename == str(overlay):
-            raise
         return Looked(path, error=error)
+    if overlay is not None:
+        # What goes wrong with this file, a full disk for one, is no fault of the picture.
+        kept = found.above(threshold)
+        drawn = draw_boxes(image.pixels, kept.boxes, kept.scores, threshold, caption="unreviewed")
+        overlay.write_bytes(encode_png(drawn))
     return Looked(path, found)
 
 

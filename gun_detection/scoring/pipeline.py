@@ -8,7 +8,6 @@ size of the shard. The calling thread writes what is done in batches.
 import hashlib
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from gun_detection.database import open_session
 from gun_detection.detector.engines import Engine, detect, shape_class
 from gun_detection.detector.inference import Detections
 from gun_detection.errors import GunDetectionError, ImageError, ServiceUnavailableError
-from gun_detection.images import DecodedImage, SandboxedDecoder
+from gun_detection.images import DecodedImage, DecoderPool
 from gun_detection.scoring.budget import Budget
 from gun_detection.scoring.flow import BATCH, in_batches, in_threads
 from gun_detection.scoring.leases import Item, Lease, finish_shard, suspect
@@ -159,9 +158,7 @@ class _Worker:
         self._files, self._pixels = Budget(half), Budget(half)
         self._reading = threading.Semaphore(settings.readers)
         self._decoding = threading.Semaphore(decoders)
-        self._decoders: queue.SimpleQueue[SandboxedDecoder] = queue.SimpleQueue()
-        for _ in range(decoders):
-            self._decoders.put(stack.enter_context(SandboxedDecoder(settings)))
+        self._decoders = stack.enter_context(DecoderPool(settings, decoders))
         self._infer = stack.enter_context(
             Batcher(
                 self._found, engine.batch, engine.streams, lambda pixels: shape_class(pixels.shape)
@@ -215,7 +212,7 @@ class _Worker:
         with ExitStack() as held:
             try:
                 with self._meter.stage("decode", self._decoding):
-                    image = self._decode(data)
+                    image = self._decoders.decode(data, fit=self._engine.input_size)
                     held.enter_context(self._pixels.hold(image.pixels.nbytes))
             except ImageError as error:
                 return _quarantine(item, sha256, error)
@@ -236,13 +233,6 @@ class _Worker:
             inference_ms=milliseconds,
             engine=self._engine.name,
         )
-
-    def _decode(self, data: bytes) -> DecodedImage:
-        decoder = self._decoders.get()
-        try:
-            return decoder.decode(data, fit=self._engine.input_size)
-        finally:
-            self._decoders.put(decoder)
 
     def _found(self, images: list[NDArray[np.uint8]]) -> list[tuple[Detections | None, float]]:
         answers = detect(self._engine, images)

@@ -2,18 +2,17 @@
 
 import asyncio
 import os
-import queue
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from gun_detection.detector.inference import Detections
 from gun_detection.errors import ImageError
-from gun_detection.images import DecodedImage, SandboxedDecoder, draw_boxes, encode_png
+from gun_detection.images import DecodedImage, DecoderPool, draw_boxes, encode_png
 from gun_detection.serving.answers import DISCLAIMER, Timings
 from gun_detection.serving.metrics import STAGE_SECONDS, UNDER_WAY
 from gun_detection.serving.models import ServedModel
@@ -62,26 +61,23 @@ class Slots:
 
 
 class Pictures:
-    """A context manager; its decoders are processes."""
+    """Decoders, which are processes, and threads that wait for them; to be closed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         threads = max(2, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
-        self._stack = ExitStack()
-        self._decoders: queue.SimpleQueue[SandboxedDecoder] = queue.SimpleQueue()
-        for _ in range(threads):
-            self._decoders.put(self._stack.enter_context(SandboxedDecoder(settings)))
+        self._decoders = DecoderPool(settings, threads)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
-        self._stack.close()
+        self._decoders.__exit__()
 
     async def look(self, served: ServedModel, data: bytes) -> Looked:
         """Raises `ImageError` as the decoder does, or where it is too much for the memory."""
         began = time.perf_counter()
         fit = served.engine.input_size
-        image = await self._in_thread(self._decode, data, fit)
+        image = await self._in_thread(self._decoders.decode, data, fit)
         decoded = time.perf_counter()
         found, inference = await asyncio.wrap_future(served.submit(image.pixels))
         done = time.perf_counter()
@@ -115,18 +111,11 @@ class Pictures:
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._threads, partial(function, *arguments, **named))
 
-    def _decode(self, data: bytes, fit: tuple[int, int] | None) -> DecodedImage:
-        decoder = self._decoders.get()
-        try:
-            return decoder.decode(data, fit=fit)
-        finally:
-            self._decoders.put(decoder)
-
     def _draw(self, data: bytes, looked: Looked, threshold: float, model: str) -> bytes:
         image = looked.image
         # What was looked at may be smaller than the picture.
         if image.pixels.shape[:2] != (image.height, image.width):
-            image = self._decode(data, None)
+            image = self._decoders.decode(data)
         found = looked.found.above(threshold)
         drawn = draw_boxes(image.pixels, found.boxes, found.scores, threshold, caption="unreviewed")
         words = {"Model": model, "Threshold": f"{threshold:g}", "Review": DISCLAIMER}
