@@ -4,9 +4,10 @@ import fcntl
 import json
 import os
 import queue
+import select
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -15,7 +16,7 @@ import numpy as np
 
 from gun_detection.errors import ImageError, ServiceUnavailableError
 from gun_detection.images.decoding import DecodedImage, DecodeLimits, read_header
-from gun_detection.images.pipes import HEAD_BYTES, read_message, write_message
+from gun_detection.images.pipes import HEAD_BYTES, read_message, wait_for, write_message
 from gun_detection.images.reasons import Reason
 
 if TYPE_CHECKING:
@@ -69,13 +70,17 @@ class SandboxedDecoder:
         # The checks of the header cost little and keep most junk away from the child.
         read_header(data, self._limits)
         child = self._running_child()
-        watchdog = _Watchdog(child, self._timeout)
         answer: DecodedImage | ImageError | None = None
         try:
-            with watchdog:
-                answer = _exchange(child, data, fit, self._limits)
+            answer = _exchange(child, data, fit, self._limits, time.monotonic() + self._timeout)
         except (BrokenPipeError, EOFError):
-            answer = self._death(watchdog.expired)
+            answer = ImageError(
+                "the decoding process died of this picture", reason=Reason.DECODER_CRASHED
+            )
+        except TimeoutError:
+            answer = ImageError(
+                f"decoding took longer than {self._timeout:g} s", reason=Reason.DECODE_TIMEOUT
+            )
         finally:
             # After a broken conversation (also one broken by an exception from a signal handler)
             # the rest of this answer would be taken for the next one.
@@ -84,15 +89,6 @@ class SandboxedDecoder:
         if isinstance(answer, ImageError):
             raise answer
         return answer
-
-    def _death(self, expired: bool) -> ImageError:
-        if expired:
-            return ImageError(
-                f"decoding took longer than {self._timeout:g} s", reason=Reason.DECODE_TIMEOUT
-            )
-        return ImageError(
-            "the decoding process died of this picture", reason=Reason.DECODER_CRASHED
-        )
 
     def _running_child(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._child.poll() is None:
@@ -110,9 +106,8 @@ class SandboxedDecoder:
         for pipe in _descriptors(self._child):
             # A picture passes in a few pieces instead of dozens, each a switch of processes.
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        with _Watchdog(self._child, _START_SECONDS):
-            ready = os.read(_descriptors(self._child)[1], 1)
-        if ready != b"R":
+            os.set_blocking(pipe, False)
+        if not _starts(self._child):
             self.close()
             raise ServiceUnavailableError(
                 "the decoding process does not start; its own message is in the log above",
@@ -146,27 +141,13 @@ class DecoderPool:
             self._free.put(decoder)
 
 
-class _Watchdog:
-    """Kills a child that is still at work after `seconds`."""
-
-    def __init__(self, child: subprocess.Popen[bytes], seconds: float) -> None:
-        self.expired = False
-        self._child = child
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-
-    def _expire(self) -> None:
-        self.expired = True
-        self._child.kill()
-
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._timer.cancel()
-        # Without waiting, a timer that just fired could kill the child under the next picture.
-        self._timer.join()
+def _starts(child: subprocess.Popen[bytes]) -> bool:
+    _, answers = _descriptors(child)
+    try:
+        wait_for(answers, select.POLLIN, time.monotonic() + _START_SECONDS)
+    except TimeoutError:
+        return False
+    return os.read(answers, 1) == b"R"
 
 
 def _child_environment() -> dict[str, str]:
@@ -190,15 +171,18 @@ def _exchange(
     data: bytes,
     fit: tuple[int, int] | None,
     limits: DecodeLimits,
+    until: float,
 ) -> DecodedImage | ImageError:
-    """One picture in, one answer out; `EOFError` or `BrokenPipeError` when the child dies."""
+    """One picture in, one answer out; `EOFError` or `BrokenPipeError` when the child dies,
+    `TimeoutError` when it is still at work at that moment.
+    """
     request, answer = _descriptors(child)
-    write_message(request, json.dumps({"fit": fit}).encode())
-    write_message(request, data)
-    head = json.loads(read_message(answer, HEAD_BYTES))
+    write_message(request, json.dumps({"fit": fit}).encode(), until)
+    write_message(request, data, until)
+    head = json.loads(read_message(answer, HEAD_BYTES, until))
     if "reason" in head:
         return ImageError(head["message"], reason=head["reason"])
-    pixels = np.frombuffer(read_message(answer, 3 * limits.max_pixels), np.uint8)
+    pixels = np.frombuffer(read_message(answer, 3 * limits.max_pixels, until), np.uint8)
     return DecodedImage(pixels.reshape(head.pop("shape")), **head)
 
 

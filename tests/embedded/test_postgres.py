@@ -69,10 +69,10 @@ def test_an_interrupted_initialisation_is_made_again(servers: Servers, tmp_path:
     assert stat.S_IMODE(server.data.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("content", ["", "not a number\n", f"{os.getpid()}\n", "4194305\n"])
+@pytest.mark.parametrize("content", ["", "not a number\n", "{mine}\n", "4194305\n"])
 def test_a_lock_of_no_postgres_is_removed(stopped: PostgresServer, content: str) -> None:
     lock = stopped.data / "postmaster.pid"
-    lock.write_text(content)
+    lock.write_text(content.format(mine=os.getpid()))
     postgres.remove_stale_lock(stopped)
     assert not lock.exists()
 
