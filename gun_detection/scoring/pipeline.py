@@ -29,7 +29,7 @@ from gun_detection.images import DecodedImage, DecoderPool
 from gun_detection.scoring.budget import Budget
 from gun_detection.scoring.flow import BATCH, in_batches, in_threads
 from gun_detection.scoring.leases import Item, Lease, finish_shard, suspect
-from gun_detection.scoring.ledger import Outcome, earlier_detections, write_outcomes
+from gun_detection.scoring.ledger import Outcome, earlier_outcomes, write_outcomes
 from gun_detection.scoring.stats import Meter
 from gun_detection.settings import Settings
 
@@ -243,22 +243,8 @@ class _Worker:
 
     def _earlier(self, digests: list[str]) -> list[Outcome | None]:
         with open_session(self._settings) as session:
-            known = earlier_detections(session, digests, self._lease.model_id)
-        return [
-            Outcome(
-                upload_id=known[sha256][0].upload_id,
-                sha256=sha256,
-                detections=known[sha256][1],
-                width=known[sha256][0].width,
-                height=known[sha256][0].height,
-                decode_ms=0.0,
-                inference_ms=0.0,
-                engine=known[sha256][0].engine,
-            )
-            if sha256 in known
-            else None
-            for sha256 in digests
-        ]
+            known = earlier_outcomes(session, digests, self._lease.model_id)
+        return [known.get(sha256) for sha256 in digests]
 
 
 def _condemn(item: Item, settings: Settings, reader: Reads) -> Outcome:
