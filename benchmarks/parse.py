@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 DAGS = Path(__file__).resolve().parent.parent / "dags"
+PLUGINS = DAGS.parent / "plugins"
 
 _PARSE = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
 import airflow.sdk
 airflow.sdk.Asset("any", uri="any://thing")
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 start = time.perf_counter()
 exec(compile({source!r}, "file", "exec"))
 print(time.perf_counter() - start)
@@ -24,7 +25,7 @@ print(time.perf_counter() - start)
 
 
 def seconds(source: str) -> float:
-    code = _PARSE.format(folder=str(DAGS), source=source)
+    code = _PARSE.format(folders=[str(DAGS), str(PLUGINS)], source=source)
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(ran.stdout.splitlines()[-1])

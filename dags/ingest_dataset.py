@@ -3,7 +3,7 @@
 from typing import Any
 
 from airflow.sdk import Param, dag, task
-from orchestration import DEFAULT_ARGS, TRAINING_DATA, ReportLink, progress_log
+from orchestration import DEFAULT_ARGS, TELL, TRAINING_DATA, ReportLink, progress_log
 
 DOC = """
 ### Bring training data in
@@ -29,6 +29,7 @@ Running it again on the same data changes nothing and says so.
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
+    on_failure_callback=TELL,
     tags=["gun-detection", "data"],
     doc_md=DOC,
     params={

@@ -1,4 +1,4 @@
-"""Telling people of promotions: a webhook in Slack's form, and e-mail.
+"""Telling people of failed runs and of promotions: a webhook in Slack's form, and e-mail.
 
 Each is sent where Airflow has a connection for it, and nothing is said where it has none:
 `gun_detection_webhook` (HTTP) and `gun_detection_email` (SMTP). A message that cannot be sent
@@ -7,12 +7,16 @@ is an error in the task's log and nothing more.
 
 from html import escape
 from typing import Any, Literal
+from urllib.parse import quote
 
 from airflow.sdk import BaseHook, BaseNotifier
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 WEBHOOK, EMAIL = "gun_detection_webhook", "gun_detection_email"
 _TIMEOUT = 10
+# Beside a task's result: what its error said, at most so many characters, and of so many tasks.
+_WHY, _LONGEST, _MOST = "why", 1000, 5
 
 Event = Literal["promoted", "rejected", "waiting", "rolled back"]
 
@@ -33,15 +37,7 @@ class Announcement(BaseNotifier):
         result = context["ti"].xcom_pull(task_ids=self.gate_task)
         if self.event == "rejected" and self.answer is None and result["passed"]:
             return
-        line, details, url = self._message(result, context)
-        for send in (_to_webhook, _to_email):
-            try:
-                send(line, details, url)
-            except AirflowNotFoundException:
-                continue
-            except Exception as error:
-                # Nobody's candidate waits for a chat server.
-                self.log.error("%s could not tell: %s", send.__name__.strip("_"), error)
+        _tell(*self._message(result, context), self.log)
 
     def _message(self, result: dict[str, Any], context: Any) -> tuple[str, str, str]:
         """(what happened, why, where to look)."""
@@ -67,6 +63,76 @@ class Announcement(BaseNotifier):
             before = result["champion_id"] or "nobody"
             return f"{model} is champion, after {before}", result["explanation"], url
         return f"{model} was rejected by the gate", result["explanation"], url
+
+
+class LargeRun(BaseNotifier):
+    """Says that a scoring run is larger than the cap and waits for a word, and what without one."""
+
+    def __init__(self, survey_task: str) -> None:
+        super().__init__()
+        self.survey_task = survey_task
+
+    def notify(self, context: Any) -> None:
+        survey = context["ti"].xcom_pull(task_ids=self.survey_task)
+        _tell(
+            f"{survey['planned']:,} pictures wait to be scored, more than a run may without asking",
+            f"Without an answer within {survey['confirm_minutes']:g} minutes "
+            f"{survey['confirm_images']:,} of them are scored.",
+            context["task"].generate_link_to_ui(task_instance=context["ti"]),
+            self.log,
+        )
+
+
+class FailedRun(BaseNotifier):
+    """Says that a run of a DAG failed, why as far as it is known, and where to look.
+
+    For the DAG and not for its tasks: one message a run, after the last attempt, also where the
+    task's process died and could say nothing.
+    """
+
+    def notify(self, context: Any) -> None:
+        dag_id, run_id = context["dag"].dag_id, context["run_id"]
+        url = f"{conf.get('api', 'base_url').rstrip('/')}/dags/{dag_id}/runs/{quote(run_id)}"
+        _tell(f"{dag_id} failed", self._details(context), url, self.log)
+
+    def _details(self, context: Any) -> str:
+        task = context.get("ti")
+        if task is None:
+            return f"The run {context['run_id']} did not end: {context['reason']}."
+        names = [one.task_id for one in context["dag"].topological_sort()]
+        try:
+            said = task.xcom_pull(task_ids=names, key=_WHY)
+        except Exception as error:
+            self.log.warning("what the tasks said is not to be had: %s", error)
+            said = []
+        # Of shards that fail alike, one.
+        reasons = list(dict.fromkeys(why for why in said if why))
+        return "\n".join(reasons[:_MOST]) or f"{task.task_id}: its log says why"
+
+
+def keep_reason(context: Any) -> None:
+    """Of a task that failed: what its own error says, for `FailedRun`.
+
+    Other errors may quote what is not for a chat: they are in the log.
+    """
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from gun_detection.errors import GunDetectionError
+
+    error, task = context.get("exception"), context["ti"]
+    if isinstance(error, GunDetectionError | AirflowFailException):
+        task.xcom_push(key=_WHY, value=f"{task.task_id}: {error}"[:_LONGEST])
+
+
+def _tell(line: str, details: str, url: str, log: Any) -> None:
+    for send in (_to_webhook, _to_email):
+        try:
+            send(line, details, url)
+        except AirflowNotFoundException:
+            continue
+        except Exception as error:
+            # Nobody's candidate waits for a chat server.
+            log.error("%s could not tell: %s", send.__name__.strip("_"), error)
 
 
 def _to_webhook(line: str, details: str, url: str) -> None:

@@ -20,7 +20,7 @@ from airflow.sdk import (
     RetryRule,
 )
 from airflow.sdk.exceptions import AirflowSkipException
-from notifications import Announcement
+from notifications import Announcement, FailedRun, LargeRun, keep_reason
 from uploads_trigger import UploadsTrigger
 
 from gun_detection.errors import TransientError
@@ -39,7 +39,10 @@ DEFAULT_ARGS: dict[str, Any] = {
         ],
         default=RetryAction.FAIL,
     ),
+    "on_failure_callback": keep_reason,
 }
+# What a DAG calls when a run of it failed.
+TELL = FailedRun()
 
 TRAINING_DATA = Asset("training_data", uri="gun-detection://training-data", group="gun-detection")
 CHAMPION = Asset("champion", uri="gun-detection://champion", group="gun-detection")
@@ -197,6 +200,7 @@ class Confirm(HITLOperator):
             subject="Shall all of these be scored?",
             options=[self.ALL, self.CAP, self.NOTHING],
             defaults=self.CAP,
+            notifiers=[LargeRun(survey_task)],
             **arguments,
         )
         self.survey_task = survey_task

@@ -3,7 +3,7 @@
 from typing import Any
 
 from airflow.sdk import Param, dag, task
-from orchestration import DEFAULT_ARGS, at_hours
+from orchestration import DEFAULT_ARGS, TELL, at_hours
 
 DOC = """
 ### Delete the weights of old model versions
@@ -19,6 +19,7 @@ or a person is busy with. Records, cards and reports stay.
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
+    on_failure_callback=TELL,
     tags=["gun-detection", "maintenance"],
     doc_md=DOC,
     params={

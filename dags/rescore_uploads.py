@@ -1,7 +1,7 @@
 """Score history again with a new champion, the newest uploads first."""
 
 from airflow.sdk import AssetOrTimeSchedule, dag
-from orchestration import CHAMPION, DEFAULT_ARGS, at_hours
+from orchestration import CHAMPION, DEFAULT_ARGS, TELL, at_hours
 from scoring import PARAMS, scoring_tasks
 
 DOC = """
@@ -23,6 +23,7 @@ in the database for good.
     max_active_runs=1,
     # Where workers are few, higher ranks go first.
     default_args=DEFAULT_ARGS | {"priority_weight": 1, "weight_rule": "absolute"},
+    on_failure_callback=TELL,
     tags=["gun-detection", "scoring"],
     doc_md=DOC,
     params=PARAMS,

@@ -9,6 +9,7 @@ from orchestration import (
     CHAMPION,
     COMMENT,
     DEFAULT_ARGS,
+    TELL,
     TRAINING_DATA,
     Approve,
     DecisionLink,
@@ -41,6 +42,7 @@ button of **train** the curves.
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
+    on_failure_callback=TELL,
     tags=["gun-detection", "training"],
     doc_md=DOC,
     params={

@@ -4,7 +4,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, task
 from notifications import Announcement
-from orchestration import CHAMPION, DEFAULT_ARGS, ModelCardLink
+from orchestration import CHAMPION, DEFAULT_ARGS, TELL, ModelCardLink
 
 DOC = """
 ### Go back to an earlier champion
@@ -22,6 +22,7 @@ Who was champion when is on the *Models* page.
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
+    on_failure_callback=TELL,
     tags=["gun-detection", "training"],
     doc_md=DOC,
     params={

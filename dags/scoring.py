@@ -107,7 +107,7 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         from gun_detection.settings import load_settings
 
         if scoring_run is None:
-            raise AirflowFailException("nothing was planned: look at the log of the plan task")
+            raise AirflowFailException("nothing was planned: the logs of survey and plan say why")
         settings = load_settings()
         fresh = stages.freshness(settings)
         stats.gauge("gun_detection.scoring.unscored", fresh["unscored"])

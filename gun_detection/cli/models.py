@@ -84,6 +84,8 @@ def evaluate(
 ) -> None:
     """Measure a model: average precision, false positives, precision and recall."""
     check_split(split)
+    if folder is None and threshold is not None:
+        raise typer.BadParameter("--threshold goes with --folder: a version is measured at its own")
     settings = read_settings()
     if folder is None:
         from gun_detection import stages

@@ -48,11 +48,11 @@ def show(document: Mapping[str, Any], as_json: bool, headline: str | None = None
         return
     if headline:
         out.print(escape(headline), soft_wrap=True)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in document.items():
-        if not isinstance(value, list | dict) or not headline:
-            table.add_row(name.replace("_", " "), escape(_text(value)))
-    out.print(table)
+    shown = {k: v for k, v in document.items() if not isinstance(v, list | dict) or not headline}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        # Not a table: in a narrow window, or a pipe, it would cut addresses and keys short.
+        out.print(f"{name.replace('_', ' '):{width}}  {escape(_text(value))}", soft_wrap=True)
 
 
 def show_metrics(document: Mapping[str, Any], as_json: bool) -> None:
@@ -108,7 +108,10 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
         out.print(empty)
     else:
         # A name that is cut short cannot be copied.
-        columns = (Column(name.replace("_", " "), no_wrap=name == "model") for name in rows[0])
+        columns = (
+            Column(name.replace("_", " "), no_wrap=name == "model", overflow="fold")
+            for name in rows[0]
+        )
         table = Table(*columns, box=None)
         for row in rows:
             table.add_row(*(escape(_text(value)) for value in row.values()))

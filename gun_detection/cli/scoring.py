@@ -8,13 +8,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gun_detection.cli.options import AsJson, Threshold, read_settings
-from gun_detection.cli.output import out, progress, show, show_rows
+from gun_detection.cli.options import AsJson, read_settings
+from gun_detection.cli.output import err, progress, show, show_rows
 
 Bucket = Annotated[str | None, typer.Option(help="Bucket; all that are configured by default.")]
 Prefix = Annotated[str | None, typer.Option(help="Only keys that start with this.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List and say what would be scored, no more.")
+]
+SummaryThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        min=0,
+        max=1,
+        help="For the counts of this run's summary; the model's own by default. What is stored "
+        "does not depend on it.",
+    ),
 ]
 Jobs = Annotated[
     int,
@@ -31,7 +41,7 @@ Run = Annotated[str | None, typer.Option("--run", help="Only what this run quara
 def score(
     bucket: Bucket = None,
     prefix: Prefix = None,
-    threshold: Threshold = None,
+    threshold: SummaryThreshold = None,
     model: Model = "champion",
     jobs: Jobs = 1,
     dry_run: DryRun = False,
@@ -45,7 +55,7 @@ def score(
 def rescore(
     bucket: Bucket = None,
     prefix: Prefix = None,
-    threshold: Threshold = None,
+    threshold: SummaryThreshold = None,
     model: Model = "champion",
     jobs: Jobs = 1,
     dry_run: DryRun = False,
@@ -76,10 +86,11 @@ def _run(
         return
     limit = None
     if survey["confirm"] and not yes:
-        _show_survey(survey, as_json=False)
+        if not as_json:
+            _show_survey(survey, as_json)
         if as_json or not typer.confirm(f"Score all {survey['planned']:,}?"):
             limit = survey["confirm_images"]
-            out.print(f"Scoring the first {limit:,}; --yes scores all.")
+            err.print(f"Scoring {limit:,} of {survey['planned']:,}; --yes scores all.")
     plan = stages.plan_scoring(settings, survey, bucket, prefix, threshold, limit=limit)
     scored: dict[int, int] = {}
     with progress("score", as_json) as advance:

@@ -195,7 +195,7 @@ async def predict_batch(
     with service.models.serving.in_use() as served, service.slots.hold(places):
         at = service.threshold(served, threshold)
         files = await _read(request, "files", most)
-        headers |= await service.limit.spend(client, len(files) - 1)
+        headers |= await service.limit.spend(client, len(files) - 1, before=1)
         with service.slots.hold(max(0, len(files) - places)):
             items = [service.batch_item(served, name, data, at, store) for name, data in files]
             images = await _while_connected(request, gather(items))

@@ -123,16 +123,23 @@ class RateLimit:
             storage = made
         self._limiter = MovingWindowRateLimiter(storage)
 
-    async def spend(self, client: str, pictures: int = 1) -> dict[str, str]:
-        """Headers that say what is left; raises `Refusal` (429) where it is too little."""
+    async def spend(
+        self, client: str, pictures: int = 1, *, before: int = 0
+    ) -> dict[str, str]:
+        """Headers that say what is left; raises `Refusal` (429) where it is too little.
+
+        `before` are pictures of the same request that were spent already.
+        """
         if self._item is None or pictures < 1:
             return {}
         try:
-            return await asyncio.to_thread(self._spend, self._item, client, pictures)
+            return await asyncio.to_thread(self._spend, self._item, client, pictures, before)
         except StorageError:
             raise busy("the counter of requests is away: try again", 5, "RATE_STORE") from None
 
-    def _spend(self, item: RateLimitItem, client: str, pictures: int) -> dict[str, str]:
+    def _spend(
+        self, item: RateLimitItem, client: str, pictures: int, before: int
+    ) -> dict[str, str]:
         granted = self._limiter.hit(item, client, cost=pictures)
         window = self._limiter.get_window_stats(item, client)
         seconds = max(1, ceil(window.reset_time - time.time()))
@@ -143,11 +150,12 @@ class RateLimit:
         }
         if granted:
             return headers
-        if pictures > item.amount:
+        whole = before + pictures
+        if whole > item.amount:
             raise Refusal(
                 429,
                 "RATE_LIMITED",
-                f"{pictures} pictures at once are more than the {item} allowed: send fewer",
+                f"{whole} pictures at once are more than the {item} allowed: send fewer",
                 headers,
             )
         raise Refusal(

@@ -15,7 +15,7 @@ from embedded.demo import demo
 from gun_detection.database import open_session
 from gun_detection.datasets.synthetic import hold_on_side, upload_pictures
 from gun_detection.storage import Storage
-from tests.integration.conftest import QUICK, RunningPlatform, run
+from tests.integration.conftest import QUICK, RunningPlatform, run, wait_until
 
 pytestmark = pytest.mark.airflow
 
@@ -136,6 +136,13 @@ def test_a_bucket_that_is_not_there_fails_at_once_and_says_so(
     tasks = platform.airflow.task_instances("score_uploads", run_id)
     assert {t["task_id"]: t["try_number"] for t in tasks}["survey"] == 1
     assert "no-such-bucket" in platform.airflow.task_log("score_uploads", run_id, "survey")
+    wait_until(lambda: bool(platform.receiver.about("no-such-bucket")))
+    [told] = platform.receiver.about("no-such-bucket")
+    line, why, consequence, url = told.splitlines()
+    assert line == "*score_uploads failed*"
+    assert why.startswith("survey: ")
+    assert consequence.startswith("finish: nothing was planned")
+    assert url == f"{platform.airflow.url}/dags/score_uploads/runs/{run_id}"
 
 
 def test_reports_are_linked_and_shown_to_those_who_signed_in(

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import httpx
@@ -19,16 +17,10 @@ from tests.integration.conftest import (
     SOURCES,
     WEBHOOK,
     RunningPlatform,
+    wait_until,
 )
 
 pytestmark = pytest.mark.airflow
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 def _healthy(stack: Stack) -> bool:
@@ -69,8 +61,8 @@ def test_a_killed_component_is_started_again(platform: RunningPlatform, name: st
     storage.put(bucket, f"before/{name}", b"kept")
     pid = platform.stack.supervisor.states()[name].pid
     os.kill(pid, signal.SIGKILL)
-    _wait_until(lambda: platform.stack.supervisor.states()[name].pid not in (0, pid))
-    _wait_until(lambda: _healthy(platform.stack))
+    wait_until(lambda: platform.stack.supervisor.states()[name].pid not in (0, pid))
+    wait_until(lambda: _healthy(platform.stack))
     assert storage.get(bucket, f"before/{name}") == b"kept"
 
 
@@ -78,7 +70,7 @@ def test_a_start_recovers_from_a_killed_supervisor(platform: RunningPlatform) ->
     supervisor = platform.stack.supervisor
     supervisor_pid = int((platform.stack.platform.directory / "supervisord.pid").read_text())
     os.kill(supervisor_pid, signal.SIGKILL)
-    _wait_until(lambda: not supervisor.running())
+    wait_until(lambda: not supervisor.running())
     assert platform.stack.up(nullcontext, attached=True) is True
     assert _healthy(platform.stack)
 
