@@ -45,7 +45,7 @@ _SLOWEST = 100_000
 _CHUNK = 2**18
 _LONGEST_ERROR = 2**16
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_CODE = re.compile(rb"<Code>(\w+)</Code>")
+_CODE = re.compile(rb"<Code>([\w.]+)</Code>")
 # obstore takes a key for a path: it drops slashes at the ends, and refuses what else is here.
 _NO_PATH = re.compile(r"(^|/)\.{0,2}(/|$)|[\x00-\x1f\x7f]")
 # The bucket is in another region: boto3 finds out which, and asks there.

@@ -38,6 +38,8 @@ class UploadsTrigger(BaseEventTrigger):
             except GunDetectionError as error:
                 # A trigger that ends is not started again: it waits for what is away.
                 logger.warning("looking for uploads: %s", error.message)
+            except Exception:
+                logger.exception("looking for uploads")
             if news is not None:
                 yield TriggerEvent(news["waiting"])  # type: ignore[no-untyped-call]
             # A listing that takes long shall not be all that the server does.
@@ -55,3 +57,5 @@ class UploadsTrigger(BaseEventTrigger):
             await asyncio.to_thread(stages.told_of_uploads, load_settings(), news)
         except GunDetectionError as error:
             logger.warning("these uploads will be told of again: %s", error.message)
+        except Exception:
+            logger.exception("these uploads will be told of again")

@@ -316,6 +316,15 @@ class EnginePackage(Base):
     toolchain: Mapped[str]
 
 
+class SourceListing(Base):
+    """When a source that is laid out by date was last listed whole."""
+
+    __tablename__ = "source_listing"
+    bucket: Mapped[str] = mapped_column(primary_key=True)
+    prefix: Mapped[str] = mapped_column(primary_key=True)
+    listed_at: Mapped[datetime]
+
+
 class UploadWatch(Base):
     """How far the watcher of uploads has told of them: up to `upload_id`, for each bucket."""
 

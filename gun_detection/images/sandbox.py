@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -104,8 +105,10 @@ class SandboxedDecoder:
             env=_child_environment(),
         )
         for pipe in _descriptors(self._child):
-            # A picture passes in a few pieces instead of dozens, each a switch of processes.
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            # A picture passes in a few pieces instead of dozens, each a switch of processes. The
+            # kernel has room for 64 such pipes of one user; others are as small as they come.
+            with suppress(PermissionError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             os.set_blocking(pipe, False)
         if not _starts(self._child):
             self.close()
@@ -121,7 +124,8 @@ class DecoderPool:
 
     def __init__(self, settings: "Settings", decoders: int) -> None:
         self._all = [SandboxedDecoder(settings) for _ in range(decoders)]
-        self._free: queue.SimpleQueue[SandboxedDecoder] = queue.SimpleQueue()
+        # The last that was used comes first: no more of them start than are needed at once.
+        self._free: queue.LifoQueue[SandboxedDecoder] = queue.LifoQueue()
         for decoder in self._all:
             self._free.put(decoder)
 

@@ -16,9 +16,10 @@ _QUEUE = 256
 
 
 def in_threads(
-    make: Callable[[_Item], _Result], items: Iterator[_Item], threads: int
+    make: Callable[[_Item], _Result | None], items: Iterator[_Item], threads: int
 ) -> Iterator[_Result | None]:
-    """What `make` gives for each item, as it comes; None from time to time where nothing does.
+    """What `make` gives for each item, as it comes, unless that is None; None from time to time
+    where nothing comes.
 
     The first exception of a thread is raised, and the others stop after the item at hand.
     """
@@ -41,7 +42,8 @@ def in_threads(
                     item = next(items, None)
                 if item is None:
                     break
-                put(make(item))
+                if (result := make(item)) is not None:
+                    put(result)
         except BaseException as error:
             put(error)
         put(None)

@@ -125,12 +125,27 @@ def give_up(lease: Lease, settings: Settings) -> None:
 def finish_shard(lease: Lease, settings: Settings, stats: dict[str, Any] | None = None) -> None:
     """Give the lease back for good; raises `StaleAttemptError` when another attempt holds it.
 
-    An attempt that had nothing left to do leaves the figures of the one that did.
+    An attempt that had nothing left to do leaves the figures of the one that did. Uploads that it
+    passed over, as the model has judged them before, do not wait any longer.
     """
     values: dict[str, Any] = {} if stats is None else {"stats": stats}
     with open_session(settings) as session:
         values |= {"lease_until": None, "suspect_id": None, "finished_at": func.now()}
         renew(session, lease, settings, **values | _INNOCENT)
+        session.execute(_NO_LONGER_PENDING, {"shard": lease.shard_id, "model": lease.model_id})
+
+
+_NO_LONGER_PENDING = text(
+    """
+    UPDATE upload u SET pending = false
+    WHERE u.pending AND u.id = ANY(ARRAY(
+        SELECT unnest(upload_ids) FROM shard WHERE id = :shard
+    )) AND EXISTS (
+        SELECT FROM ledger l
+        WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
+    )
+    """
+)
 
 
 def _left(session: Session, shard: Shard, model_id: str) -> list[Item]:

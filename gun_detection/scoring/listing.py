@@ -4,13 +4,16 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 
-from sqlalchemy import text
+from sqlalchemy import select, text
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from gun_detection.database import open_engine, open_session
 from gun_detection.database.copying import copy_rows
+from gun_detection.database.models import SourceListing
 from gun_detection.errors import ServiceUnavailableError
 from gun_detection.scoring.inventory import read_inventory
 from gun_detection.scoring.sources import Source
@@ -44,10 +47,13 @@ def note_uploads(source: Source, settings: Settings, storage: Storage, *, wait: 
     """
     counts = Listed()
     with _alone(source.bucket, settings, wait=wait):
-        wanted = _wanted(_objects(source, storage), source, counts)
+        began = datetime.now(UTC)
+        wanted = _wanted(_objects(source, settings, storage), source, counts)
         while chunk := list(islice(wanted, _CHUNK)):
             with open_session(settings) as session:
-                _note(session, source.bucket, chunk, counts)
+                _note(session, source.bucket, chunk, counts, live=source.inventory is None)
+        if source.partitions is not None:
+            _note_listing(source, began, settings)
     logger.info(
         "s3://%s/%s: %d objects, %d of them new, %d changed, %d there again, %d left out",
         source.bucket,
@@ -69,17 +75,40 @@ def note_objects(bucket: str, objects: Iterable[StoredObject], settings: Setting
         while chunk := list(islice(remaining, _CHUNK)):
             counts.objects += len(chunk)
             with open_session(settings) as session:
-                _note(session, bucket, chunk, counts)
+                _note(session, bucket, chunk, counts, live=False)
     return counts
 
 
-def _objects(source: Source, storage: Storage) -> Iterator[StoredObject]:
+def _objects(source: Source, settings: Settings, storage: Storage) -> Iterator[StoredObject]:
     if source.inventory is not None:
         listed = read_inventory(storage, source.inventory, bucket=source.bucket)
         return (item for item in listed if item.key.startswith(source.prefix))
+    now, last = datetime.now(UTC), None
+    if source.partitions is not None:
+        with open_session(settings) as session:
+            last = session.scalar(
+                select(SourceListing.listed_at).where(
+                    SourceListing.bucket == source.bucket, SourceListing.prefix == source.prefix
+                )
+            )
     return (
-        item for prefix in source.prefixes() for item in storage.list_objects(source.bucket, prefix)
+        item
+        for prefix in source.prefixes(now, last)
+        for item in storage.list_objects(source.bucket, prefix)
     )
+
+
+def _note_listing(source: Source, began: datetime, settings: Settings) -> None:
+    """Note that the source was listed whole: after an outage it goes on from there."""
+    statement = insert(SourceListing).values(
+        bucket=source.bucket, prefix=source.prefix, listed_at=began
+    )
+    with open_session(settings) as session:
+        session.execute(
+            statement.on_conflict_do_update(
+                index_elements=["bucket", "prefix"], set_={"listed_at": began}
+            )
+        )
 
 
 def _wanted(
@@ -116,17 +145,25 @@ def _alone(bucket: str, settings: Settings, *, wait: bool) -> Iterator[None]:
             )
 
 
-def _note(session: Session, bucket: str, chunk: list[StoredObject], counts: Listed) -> None:
-    """Bring the table up to what this part of a listing shows."""
+def _note(
+    session: Session, bucket: str, chunk: list[StoredObject], counts: Listed, *, live: bool
+) -> None:
+    """Bring the table up to what this part of a listing shows.
+
+    What is not `live`, an inventory or an event, shows how things were at its time, and may come
+    late, or again: it changes nothing about what is known to be newer.
+    """
     session.execute(_LISTED)
     columns = ("key", "etag", "size", "uploaded_at")
     rows = ((item.key, item.etag, item.size, item.last_modified) for item in chunk)
     copy_rows(session, "listed", columns, rows)
     session.execute(_SEEN, {"bucket": bucket})
+    if not live:
+        session.execute(_PASS_OVER_OLD)
     found = session.execute(_COUNTS).one()
     for statement in (_SUPERSEDE, _INSERT, _RESTORE):
         session.execute(statement, {"bucket": bucket} if statement is _INSERT else {})
-    there_again = session.execute(_THERE_AGAIN).scalar_one()
+    there_again = session.execute(_THERE_AGAIN, {"live": live}).scalar_one()
     counts.new += found.new
     counts.changed += found.changed
     counts.returned += found.returned + there_again
@@ -155,6 +192,14 @@ _SEEN = text(
         WHERE bucket = :bucket AND key = l.key AND current LIMIT 1
     ) c ON true
     ORDER BY l.key, l.uploaded_at DESC
+    """
+)
+
+_PASS_OVER_OLD = text(
+    """
+    DELETE FROM seen s USING upload u
+    WHERE u.id = s.current_id AND s.known_id IS DISTINCT FROM s.current_id
+    AND s.uploaded_at < u.uploaded_at
     """
 )
 
@@ -201,6 +246,9 @@ _THERE_AGAIN = text(
         UPDATE ledger SET stale = true
         WHERE upload_id = ANY(ARRAY(SELECT known_id FROM seen))
         AND reason IN ('OBJECT_MISSING', 'OBJECT_CHANGED') AND NOT stale
+        AND (:live OR EXISTS (
+            SELECT FROM seen s WHERE s.known_id = upload_id AND s.uploaded_at > created_at
+        ))
         RETURNING upload_id
     ), waiting AS (
         UPDATE upload SET pending = true WHERE id = ANY(ARRAY(SELECT upload_id FROM again))

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gun_detection.detector.engines import Engine, detect
+from gun_detection.detector.engines import Engine, cores, detect
 from gun_detection.detector.inference import Detections
 from gun_detection.errors import GunDetectionError, ImageError, NotFoundError
 from gun_detection.images import DecoderPool, draw_boxes, encode_png
@@ -59,7 +58,7 @@ def look_at(
     progress: Callable[[int, int], None],
 ) -> list[Looked]:
     """Look at pictures, in their order; with `overlays`, a folder, draw what is found as PNG."""
-    threads = max(engine.streams, os.cpu_count() or 1)
+    threads = max(engine.streams, cores())
     results: dict[int, Looked] = {}
     with DecoderPool(settings, threads) as decoders:
 

@@ -7,10 +7,9 @@ size of the shard. The calling thread writes what is done in batches.
 
 import hashlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,10 +21,16 @@ from numpy.typing import NDArray
 
 from gun_detection.batching import Batcher
 from gun_detection.database import open_session
-from gun_detection.detector.engines import Engine, detect, shape_class
+from gun_detection.detector.engines import Engine, cores, detect, shape_class
 from gun_detection.detector.inference import Detections
-from gun_detection.errors import GunDetectionError, ImageError, ServiceUnavailableError
-from gun_detection.images import DecodedImage, DecoderPool
+from gun_detection.errors import (
+    GunDetectionError,
+    ImageError,
+    ServiceUnavailableError,
+    TerminalError,
+    TransientError,
+)
+from gun_detection.images import DecodedImage, DecoderPool, Reason
 from gun_detection.scoring.budget import Budget
 from gun_detection.scoring.flow import BATCH, in_batches, in_threads
 from gun_detection.scoring.leases import Item, Lease, finish_shard, suspect
@@ -50,6 +55,11 @@ _UNREADABLE = {
     "ARCHIVED",
     "REQUEST_REFUSED",
 }
+_SMALL = (32, 32)
+# So many objects in a row that a server fails to deliver are the server's doing.
+_MOST_UNREAD = 20
+# A machine without time or memory can bring this about as well as a picture.
+_DOUBTFUL = {Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT}
 # How long a database that is away is waited for with results in hand.
 _WRITE_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
@@ -84,9 +94,11 @@ def score_shard(
         if lease.careful:
             for item in islice(items, _CAREFUL):
                 suspect(lease, item, settings)
-                writer.write([worker.outcome(item)])
-        for batch in in_batches(in_threads(worker.outcome, items, worker.threads)):
-            writer.write(batch)
+                if (outcome := worker.outcome(item)) is not None:
+                    writer.write([outcome])
+        _in_parallel(worker.outcome, items, worker, writer)
+        if worker.unread:
+            _in_parallel(worker.outcome_at_last, iter(worker.unread), worker, writer)
     stats = meter.stats(engine.name, engine.device)
     finish_shard(lease, settings, stats if lease.items or lease.condemned else None)
     logger.info(
@@ -98,6 +110,17 @@ def score_shard(
         stats["seconds"],
     )
     return stats
+
+
+def _in_parallel(
+    make: Callable[[Item], Outcome | None],
+    items: Iterator[Item],
+    worker: "_Worker",
+    writer: "_Writer",
+) -> None:
+    for batch in in_batches(in_threads(make, items, worker.threads)):
+        writer.write(batch)
+        worker.forget(batch)
 
 
 class _Writer:
@@ -152,7 +175,7 @@ class _Worker:
     ) -> None:
         self._lease, self._engine, self._settings = lease, engine, settings
         self._reader, self._meter = reader, meter
-        decoders = max(2, os.cpu_count() or 1)
+        decoders = max(2, cores())
         self.threads = settings.readers + decoders + 2 * engine.streams * engine.batch
         half = settings.memory_mb * 2**20 // 2
         self._files, self._pixels = Budget(half), Budget(half)
@@ -165,11 +188,49 @@ class _Worker:
             )
         )
         self._known = stack.enter_context(Batcher(self._earlier, _LOOKUPS, pause=_LOOKUP_PAUSE))
+        # Of what is not written yet; what is, `_earlier` finds.
         self._by_bytes: dict[str, Future[Outcome]] = {}
+        # What `outcome` set aside.
+        self.unread: list[Item] = []
+        self._unread_in_a_row = 0
+        self._any_read = False
         self._lock = threading.Lock()
 
-    def outcome(self, item: Item) -> Outcome:
-        """The outcome of one upload; the same bytes are looked at once."""
+    def forget(self, outcomes: list[Outcome]) -> None:
+        """Keep no more of these than the database does."""
+        with self._lock:
+            for outcome in outcomes:
+                if outcome.sha256 is not None:
+                    self._by_bytes.pop(outcome.sha256, None)
+
+    def outcome(self, item: Item) -> Outcome | None:
+        """The outcome of one upload; the same bytes are looked at once.
+
+        None for an object that the server does not deliver: it is set aside and keeps none of the
+        others waiting. Raises the server's error when that goes on.
+        """
+        try:
+            return self._outcome(item)
+        except _NotDelivered as failed:
+            with self._lock:
+                self.unread.append(item)
+                self._unread_in_a_row += isinstance(failed.error, TransientError)
+                if self._unread_in_a_row < _MOST_UNREAD:
+                    return None
+            raise failed.error from None
+
+    def outcome_at_last(self, item: Item) -> Outcome:
+        """The outcome of one that was set aside; raises the server's error if it gave nothing."""
+        try:
+            return self._outcome(item)
+        except _NotDelivered as failed:
+            error = failed.error
+            if not self._any_read:
+                raise error from None
+            reason = "UNREADABLE" if isinstance(error, TransientError) else error.reason
+            return _quarantine(item, None, TerminalError(error.message, reason=reason))
+
+    def _outcome(self, item: Item) -> Outcome:
         start = time.monotonic()
         with self._files.hold(item.size):
             try:
@@ -182,8 +243,9 @@ class _Worker:
                     )
             except GunDetectionError as error:
                 if error.reason not in _UNREADABLE:
-                    raise
+                    raise _NotDelivered(error) from error
                 return _quarantine(item, None, error)
+            self._any_read, self._unread_in_a_row = True, 0
             self._meter.count(bytes=len(data))
             sha256 = hashlib.sha256(data).hexdigest()
             with self._lock:
@@ -212,7 +274,7 @@ class _Worker:
         with ExitStack() as held:
             try:
                 with self._meter.stage("decode", self._decoding):
-                    image = self._decoders.decode(data, fit=self._engine.input_size)
+                    image = self._decode(data)
                     held.enter_context(self._pixels.hold(image.pixels.nbytes))
             except ImageError as error:
                 return _quarantine(item, sha256, error)
@@ -220,6 +282,7 @@ class _Worker:
             found, milliseconds = self._infer(image.pixels)
             self._meter.add("infer", waiting=time.perf_counter() - decoded)
         if found is None:
+            self._demand_memory()
             return _quarantine(item, sha256, _too_much(image))
         # Boxes are in pixels of the whole picture, of which a smaller one may have been looked at.
         height, width = image.pixels.shape[:2]
@@ -234,6 +297,26 @@ class _Worker:
             engine=self._engine.name,
         )
 
+    def _decode(self, data: bytes) -> DecodedImage:
+        """Once more, where it is not certain that the picture is to blame."""
+        fit = self._engine.input_size
+        try:
+            return self._decoders.decode(data, fit=fit)
+        except ImageError as error:
+            if error.reason not in _DOUBTFUL:
+                raise
+        return self._decoders.decode(data, fit=fit)
+
+    def _demand_memory(self) -> None:
+        """Raise `ServiceUnavailableError` where there is too little memory for any picture."""
+        found, _ = self._infer(np.zeros((*_SMALL, 3), np.uint8))
+        if found is None:
+            raise ServiceUnavailableError(
+                f"{self._engine.device} has not even the memory for a picture of "
+                f"{_SMALL[0]}x{_SMALL[1]} pixels: see what else uses it",
+                reason="NO_MEMORY",
+            )
+
     def _found(self, images: list[NDArray[np.uint8]]) -> list[tuple[Detections | None, float]]:
         answers = detect(self._engine, images)
         seconds = sum(milliseconds for _, milliseconds in answers) / 1000
@@ -247,6 +330,14 @@ class _Worker:
         return [known.get(sha256) for sha256 in digests]
 
 
+class _NotDelivered(Exception):  # noqa: N818
+    """A server did not deliver an object."""
+
+    def __init__(self, error: GunDetectionError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 def _condemn(item: Item, settings: Settings, reader: Reads) -> Outcome:
     """The outcome of a picture that two processes died of; its bytes are read, not looked at."""
     error = ImageError(
@@ -255,7 +346,7 @@ def _condemn(item: Item, settings: Settings, reader: Reads) -> Outcome:
     try:
         data = reader.get(item.bucket, item.key, max_bytes=settings.max_image_bytes, etag=item.etag)
     except GunDetectionError as unreadable:
-        if unreadable.reason not in _UNREADABLE:
+        if isinstance(unreadable, TransientError) and unreadable.reason not in _UNREADABLE:
             raise
         return _quarantine(item, None, error)
     return _quarantine(item, hashlib.sha256(data).hexdigest(), error)

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion, ScoringRun, Shard
-from gun_detection.errors import NotFoundError
+from gun_detection.errors import GunDetectionError, NotFoundError
 from gun_detection.scoring.listing import Listed, note_uploads
+from gun_detection.scoring.quarantine import judge_again
 from gun_detection.scoring.sources import Source
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -31,6 +32,7 @@ _TIMED_SHARDS = 50
 class Survey:
     """What a run would cover, before it is opened.
 
+    `unlisted` says of sources that could not be listed why; what was known of them is in the run.
     Of the `listed` objects, `new` and `changed` were not known before, `returned` had been gone,
     and `scored` have an outcome; `waiting` is what the run is about, of which `planned` fit into
     its caps and `left_over` wait for the next. `outdated` is what a re-scoring would be about; it
@@ -42,6 +44,7 @@ class Survey:
     model_id: str
     buckets: list[str]
     prefix: str
+    unlisted: dict[str, str]
     listed: int
     left_out: int
     new: int
@@ -81,21 +84,18 @@ def survey(
 ) -> Survey:
     """List the sources, note their uploads, and say what a run by `model` would cover.
 
-    A re-scoring is about what is known: nothing is listed for it.
-    Raises `NotFoundError` for a bucket that is not there.
+    A re-scoring is about what is known: nothing is listed for it. Of several sources, one that
+    cannot be listed keeps none of the others waiting; when all of them fail, the first error is
+    raised: `NotFoundError` for a bucket that is not there.
     """
     counts = Listed()
+    unlisted: dict[str, str] = {}
     if kind == "new":
-        for bucket in sorted({source.bucket for source in sources}):
-            if not storage.bucket_exists(bucket):
-                raise NotFoundError(
-                    f"the bucket {bucket!r} does not exist: create it, or name another one"
-                )
-        for source in sources:
-            listed = note_uploads(source, settings, storage, wait=True)
-            for name, value in vars(listed).items():
-                setattr(counts, name, getattr(counts, name) + value)
+        unlisted = _list(sources, counts, settings, storage)
     with open_session(settings) as session:
+        if kind == "new":
+            again = judge_again(session, model.id)
+            logger.info("%d uploads are to be judged once more", again)
         waiting = sum(_count(session, kind, model, source) for source in sources)
         chosen, arguments = _chosen(kind, model, sources, _cap(kind, settings))
         totals = f"SELECT COUNT(*) AS uploads, COALESCE(SUM(size), 0) AS bytes FROM ({chosen}) c"
@@ -107,6 +107,7 @@ def survey(
         model_id=model.id,
         buckets=sorted({source.bucket for source in sources}),
         prefix=prefix,
+        unlisted=unlisted,
         listed=counts.objects,
         left_out=counts.left_out,
         new=counts.new,
@@ -121,6 +122,29 @@ def survey(
         seconds=seconds,
         cost=None if hours is None else round(hours * settings.worker_cost_per_hour, 2),
     )
+
+
+def _list(
+    sources: list[Source], counts: Listed, settings: Settings, storage: Storage
+) -> dict[str, str]:
+    """List all sources; of those that fail, why."""
+    errors: dict[str, GunDetectionError] = {}
+    for source in sources:
+        try:
+            if not storage.bucket_exists(source.bucket):
+                raise NotFoundError(
+                    f"the bucket {source.bucket!r} does not exist: create it, or name another one"
+                )
+            listed = note_uploads(source, settings, storage, wait=True)
+        except GunDetectionError as error:
+            logger.error("s3://%s/%s: %s", source.bucket, source.prefix, error.message)
+            errors[f"s3://{source.bucket}/{source.prefix}"] = error
+            continue
+        for name, value in vars(listed).items():
+            setattr(counts, name, getattr(counts, name) + value)
+    if len(errors) == len(sources):
+        raise next(iter(errors.values()))
+    return {address: error.message for address, error in errors.items()}
 
 
 def open_run(
@@ -142,6 +166,9 @@ def open_run(
     known = session.get(ScoringRun, run_id)
     if known is not None:
         return _recall(session, known)
+    closed = session.execute(_CLOSE_ABANDONED, {"kind": found.kind}).scalars().all()
+    if closed:
+        logger.warning("runs that came to no end are closed: %s", ", ".join(closed))
     cap = _cap(found.kind, settings)
     cap = cap if limit is None else min(cap, limit)
     statement, arguments = _chosen(found.kind, model, sources, cap)
@@ -278,6 +305,22 @@ def _estimate(
         return None
     each: float = row.seconds / row.pictures
     return round(each * pictures / settings.scoring_tasks, 1)
+
+
+# Nobody works at them, and nothing came of them for a day. One that goes on after all is closed
+# again by its own end.
+_CLOSE_ABANDONED = text(
+    """
+    UPDATE scoring_run r SET state = 'failed', finished_at = now()
+    WHERE r.state = 'open' AND r.kind = :kind AND r.created_at < now() - interval '1 day'
+    AND NOT EXISTS (SELECT FROM shard s WHERE s.run_id = r.id AND s.lease_until > now())
+    AND NOT EXISTS (
+        SELECT FROM shard s JOIN ledger l ON l.shard_id = s.id
+        WHERE s.run_id = r.id AND l.created_at > now() - interval '1 day'
+    )
+    RETURNING r.id
+    """
+)
 
 
 def _recall(session: Session, run: ScoringRun) -> Plan:

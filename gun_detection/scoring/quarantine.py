@@ -91,6 +91,48 @@ def retry(session: Session, upload_ids: Sequence[int]) -> int:
     return int(found.scalar_one())
 
 
+def judge_again(session: Session, model_id: str) -> int:
+    """Have `model_id` look once more at what may not be the picture's fault; how many there are.
+
+    At the earliest half a day after the last time: until it succeeds for objects that a server did
+    not deliver, and `_TRIES` times in all for pictures of which a process died or that took too
+    much, as a machine in trouble lets good pictures look like that.
+    """
+    found = session.execute(
+        _JUDGE_AGAIN,
+        {
+            "model": model_id,
+            "undelivered": ["ACCESS_DENIED", "BUCKET_MISSING", "UNREADABLE"],
+            "doubtful": ["CRASHED", "DECODER_CRASHED", "DECODE_TIMEOUT", "OUT_OF_MEMORY"],
+            "tries": _TRIES,
+        },
+    )
+    return int(found.scalar_one())
+
+
+_TRIES = 3
+_JUDGE_AGAIN = text(
+    """
+    WITH again AS (
+        UPDATE ledger l SET stale = true FROM upload u
+        WHERE u.id = l.upload_id AND u.current AND l.reason IS NOT NULL AND NOT l.stale
+        AND l.created_at < now() - interval '12 hours'
+        AND (
+            l.reason = ANY(CAST(:undelivered AS text[]))
+            OR l.reason = ANY(CAST(:doubtful AS text[])) AND l.tries < :tries
+        )
+        AND (l.model_id = :model OR NOT EXISTS (
+            SELECT FROM ledger o WHERE o.upload_id = u.id AND o.reason IS NULL
+        ))
+        RETURNING l.upload_id
+    ), waiting AS (
+        UPDATE upload SET pending = true WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
+    )
+    SELECT COUNT(DISTINCT upload_id) FROM again
+    """
+)
+
+
 def export(
     rows: Sequence[Quarantined], folder: Path, settings: Settings, storage: Storage
 ) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from gun_detection.errors import FailureBudgetError, NotFoundError
 from gun_detection.scoring.stats import combine
 from gun_detection.settings import Settings
 
+_GONE = ("OBJECT_MISSING", "OBJECT_CHANGED")
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -61,20 +63,25 @@ def summarize_run(session: Session, run_id: str) -> RunSummary:
 def finish_run(run_id: str, settings: Settings) -> RunSummary:
     """Close a run whose shards are done.
 
-    Raises `FailureBudgetError` when an upload has no outcome or too many are in quarantine;
-    everything good is kept either way.
+    Raises `FailureBudgetError` when an upload has no outcome, too many are in quarantine, or a
+    source could not be listed; everything good is kept either way.
     """
     with open_session(settings) as session:
         missing = _without_outcome(session, run_id)
         summary = summarize_run(session, run_id)
+        unlisted: dict[str, str] = session.get_one(ScoringRun, run_id).survey.get("unlisted", {})
         budget = settings.scoring_failure_budget * (summary.scored + summary.quarantined)
+        bad = summary.quarantined
+        if summary.kind == "rescore":
+            # Pictures of the past may be deleted by now.
+            bad -= sum(summary.reasons.get(reason, 0) for reason in _GONE)
         # A handful of bad files among few uploads is no sign of a broken night.
-        over = summary.quarantined > max(budget, settings.scoring_failure_count)
+        over = bad > max(budget, settings.scoring_failure_count)
         session.execute(
             update(ScoringRun)
             .where(ScoringRun.id == run_id)
             .values(
-                state="failed" if missing or over else "finished",
+                state="failed" if missing or over or unlisted else "finished",
                 finished_at=func.now(),
                 stats=summary.stats,
                 scored=summary.scored,
@@ -88,9 +95,15 @@ def finish_run(run_id: str, settings: Settings) -> RunSummary:
             "look at its failed shards and trigger the run again",
             reason="UPLOADS_MISSED",
         )
+    if unlisted:
+        raise FailureBudgetError(
+            "all that is known was scored, but not everything could be listed: "
+            + "; ".join(f"{address}: {why}" for address, why in unlisted.items()),
+            reason="NOT_LISTED",
+        )
     if over:
         raise FailureBudgetError(
-            f"{summary.quarantined} of {summary.planned} uploads of run {run_id} are in quarantine "
+            f"{bad} of {summary.planned} uploads of run {run_id} are in quarantine "
             f"({summary.reasons}), more than the budget of {settings.scoring_failure_budget:.0%}: "
             "look at what was uploaded (`gun-detection quarantine list`)"
         )

@@ -1,6 +1,6 @@
 """Where uploads come from: buckets, each with its own prefix, patterns, partitions and caps."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -27,7 +27,11 @@ class Source(BaseModel):
         description="What follows the prefix in buckets that are laid out by date, as `strftime` "
         "writes it, for example `%Y/%m/%d/`: only the newest days are listed.",
     )
-    days: int = Field(3, gt=0, description="How many days of partitions are listed.")
+    days: int = Field(
+        3,
+        gt=0,
+        description="How many days of partitions are listed; after an outage, so many before it.",
+    )
     inventory: str | None = Field(
         None,
         description="A listing instead of paging, for buckets too large for it: the `s3://` "
@@ -49,12 +53,15 @@ class Source(BaseModel):
             return False
         return not any(fnmatchcase(key, pattern) for pattern in self.exclude)
 
-    def prefixes(self, now: datetime | None = None) -> list[str]:
-        """What is listed: the prefix, or one for each day up to tomorrow, as clocks differ."""
+    def prefixes(self, now: datetime, last: datetime | None = None) -> list[str]:
+        """What is listed: the prefix, or one for each day up to tomorrow, as clocks differ.
+
+        `last` is when it was listed whole before: what fell due since then is listed as well.
+        """
         if self.partitions is None:
             return [self.prefix]
-        today = now or datetime.now(UTC)
-        days = [today + timedelta(days=offset) for offset in range(1 - self.days, 2)]
+        missed = max(0, (now - last).days) if last else 0
+        days = [now + timedelta(days=offset) for offset in range(1 - self.days - missed, 2)]
         return sorted({self.prefix + day.strftime(self.partitions) for day in days})
 
 

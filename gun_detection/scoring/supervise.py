@@ -20,6 +20,7 @@ from gun_detection.children import Ended, run_child
 from gun_detection.database import open_session
 from gun_detection.database.models import LedgerEntry, ScoringRun, Shard
 from gun_detection.errors import TerminalError, TransientError, explain_os_error
+from gun_detection.scoring.quarantine import retry
 from gun_detection.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,10 @@ def score_shard(
                 reason="WORKER_LOST",
             )
         if state.condemned > _MOST_CONDEMNED:
+            _acquit(shard_id, settings)
             raise TerminalError(
-                f"{message}, after {state.condemned} pictures were quarantined as CRASHED: this "
-                f"is more than bad pictures; the end of its log:\n{end}",
+                f"{message}, as others did of {state.condemned} pictures: this is more than bad "
+                f"pictures, which wait to be looked at anew; the end of its log:\n{end}",
                 reason="WORKER_CRASHES",
             )
         take_over = True
@@ -120,6 +122,17 @@ def _state(shard_id: int, settings: Settings) -> _State:
         condemned = func.count().filter(LedgerEntry.reason == "CRASHED")
         done, crashed = session.execute(select(func.count(), condemned).where(*mine)).one()
         return _State((done, shard.suspect_id, shard.suspect_crashes, crashed))
+
+
+def _acquit(shard_id: int, settings: Settings) -> None:
+    """Have the pictures judged anew that this shard's processes died of: there were too many."""
+    with open_session(settings) as session:
+        crashed = session.scalars(
+            select(LedgerEntry.upload_id)
+            .where(LedgerEntry.shard_id == shard_id, LedgerEntry.reason == "CRASHED")
+            .where(LedgerEntry.stale.is_(False))
+        )
+        retry(session, list(crashed))
 
 
 def _command(shard_id: int, *, take_over: bool) -> list[str]:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# Bytes of a key in S3.
+_LONGEST = 1024
+
+
 @dataclass(frozen=True)
 class News:
     """`waiting` counts the uploads of each bucket that nobody was told of; `upto` is the last."""
@@ -58,6 +62,8 @@ def look(settings: Settings) -> News | None:
             # at this moment notes what is there.
             level = logging.DEBUG if error.reason == "LISTING_HELD" else logging.WARNING
             logger.log(level, "looking for uploads in %s: %s", source.bucket, error.message)
+        except Exception:
+            logger.exception("looking for uploads in %s", source.bucket)
     with open_session(settings) as session:
         rows = session.execute(text(_UNTOLD), {"buckets": [s.bucket for s in watched]}).all()
     if not rows:
@@ -144,13 +150,20 @@ def _uploads(body: str, source: Source) -> Iterator[StoredObject]:
 
 def _upload(record: dict[str, Any]) -> StoredObject:
     described = record["s3"]["object"]
-    return StoredObject(
+    item = StoredObject(
         record["s3"]["bucket"]["name"],
         unquote_plus(described["key"]),
         int(described.get("size", 0)),
         str(described.get("eTag", "")),
         datetime.fromisoformat(record["eventTime"]),
     )
+    for text_of in (item.key, item.etag):
+        # What PostgreSQL cannot hold; encoding refuses halves of surrogate pairs.
+        if "\0" in text_of or len(text_of.encode()) > _LONGEST:
+            raise ValueError("a key or an ETag that no object has")
+    if not 0 <= item.size < 2**63:
+        raise ValueError("a size that no object has")
+    return item
 
 
 def _belongs(item: StoredObject, source: Source) -> bool:

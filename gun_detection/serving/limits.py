@@ -123,9 +123,7 @@ class RateLimit:
             storage = made
         self._limiter = MovingWindowRateLimiter(storage)
 
-    async def spend(
-        self, client: str, pictures: int = 1, *, before: int = 0
-    ) -> dict[str, str]:
+    async def spend(self, client: str, pictures: int = 1, *, before: int = 0) -> dict[str, str]:
         """Headers that say what is left; raises `Refusal` (429) where it is too little.
 
         `before` are pictures of the same request that were spent already.

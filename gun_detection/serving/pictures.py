@@ -1,7 +1,6 @@
 """What happens to a picture: decode in a sandbox, infer with others, draw."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from gun_detection.detector.engines import cores
 from gun_detection.detector.inference import Detections
 from gun_detection.errors import ImageError
 from gun_detection.images import DecodedImage, DecoderPool, draw_boxes, encode_png
@@ -65,7 +65,7 @@ class Pictures:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        threads = max(2, os.cpu_count() or 1)
+        threads = max(2, cores())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
         self._decoders = DecoderPool(settings, threads)
 
