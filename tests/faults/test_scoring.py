@@ -120,6 +120,8 @@ def test_a_worker_that_dies_of_every_picture_is_no_matter_of_pictures(
     monkeypatch.setenv("POISON", "*")
     with pytest.raises(TerminalError, match="more than bad pictures"):
         supervise.score_shard(settings, shard)
+    reasons = "SELECT DISTINCT stale, pending FROM ledger JOIN upload ON upload.id = upload_id"
+    assert rows(settings, reasons) == [(True, True)]
 
 
 def test_what_the_worker_raises_is_raised_and_its_lease_is_free(

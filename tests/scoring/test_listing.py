@@ -1,19 +1,24 @@
 """What listings leave in the database: new, changed, restored and vanished uploads."""
 
+import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 
+from gun_detection.database import open_session
 from gun_detection.errors import ServiceUnavailableError
 from gun_detection.scoring import listing
 from gun_detection.scoring.listing import Listed, note_objects, note_uploads
+from gun_detection.scoring.plan import Plan
 from gun_detection.scoring.sources import Source
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage, StoredObject
-from tests.scoring.conftest import rows
+from tests.scoring.conftest import outcomes, picture, rows, score_all, upload
+from tests.scoring.simulated import Simulated
 
 
 @pytest.fixture
@@ -107,6 +112,63 @@ def test_the_same_key_twice_in_one_listing_is_the_newest(settings: Settings) -> 
     old = replace(new, etag="old", last_modified=datetime(2026, 1, 1, tzinfo=UTC))
     note_objects(bucket, [new, old], settings)
     assert rows(settings, "SELECT etag, current FROM upload") == [("new", True)]
+
+
+def test_old_news_change_nothing_about_what_is_newer(settings: Settings) -> None:
+    bucket = settings.uploads_bucket
+    first = StoredObject(bucket, "a", 1, "first", datetime(2026, 1, 1, tzinfo=UTC))
+    second = replace(first, etag="second", last_modified=datetime(2026, 1, 2, tzinfo=UTC))
+    for item in (first, second, first):
+        note_objects(bucket, [item], settings)
+    current = "SELECT etag, current, pending FROM upload ORDER BY id"
+    assert rows(settings, current) == [("first", False, False), ("second", True, True)]
+    third = replace(first, last_modified=datetime(2026, 1, 3, tzinfo=UTC))
+    assert note_objects(bucket, [third], settings).changed == 1
+    assert rows(settings, current) == [("first", True, True), ("second", False, False)]
+
+
+def test_an_inventory_that_is_read_again_brings_nothing_back(
+    note: Callable[..., Listed],
+    plan: Callable[..., Plan],
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+) -> None:
+    def table(day: int) -> None:
+        row = f"a.jpg,{len(data)},{etag},2026-01-{day:02}T00:00:00Z"
+        storage.put("lists", "all.csv", f"key,size,etag,last_modified\n{row}\n".encode())
+
+    data = picture()
+    etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    storage.ensure_bucket("lists")
+    upload(storage, settings, a=data)
+    table(1)
+    inventory = "s3://lists/all.csv"
+    note(inventory=inventory)
+    made = plan()
+    storage.delete(settings.uploads_bucket, "a.jpg")
+    score_all(made, settings, storage, engine)
+    assert outcomes(settings) == {"a": "OBJECT_MISSING"}
+    assert note(inventory=inventory) == Listed(objects=1)
+    upload(storage, settings, a=data)
+    with open_session(settings) as session:
+        session.execute(text("UPDATE ledger SET created_at = '2026-01-05Z'"))
+    assert note(inventory=inventory).returned == 0
+    table(7)
+    assert note(inventory=inventory).returned == 1
+
+
+def test_days_that_fell_due_in_an_outage_are_listed_after_it(
+    note: Callable[..., Listed], settings: Settings, storage: Storage
+) -> None:
+    days = [(datetime.now(UTC) - timedelta(days=ago)).strftime("%Y/%m/%d/") for ago in (0, 6)]
+    for day in days:
+        put(storage, settings, f"{day}a.jpg", b"1")
+    assert note(partitions="%Y/%m/%d/") == Listed(objects=1, new=1)
+    with open_session(settings) as session:
+        session.execute(text("UPDATE source_listing SET listed_at = now() - interval '5 days'"))
+    assert note(partitions="%Y/%m/%d/") == Listed(objects=2, new=1)
+    assert note(partitions="%Y/%m/%d/") == Listed(objects=1)
 
 
 def test_two_listings_of_a_bucket_take_turns(

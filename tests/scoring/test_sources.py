@@ -74,6 +74,10 @@ def test_days_are_listed_up_to_tomorrow() -> None:
     source = Source(bucket="b", prefix="cam/", partitions="%Y/%m/%d/", days=2)
     now = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
     assert source.prefixes(now) == ["cam/2026/02/28/", "cam/2026/03/01/", "cam/2026/03/02/"]
+    before = datetime(2026, 2, 25, 3, 0, tzinfo=UTC)
+    after_an_outage = ["2026/02/24", "2026/02/25", "2026/02/26", "2026/02/27"]
+    assert source.prefixes(now, before)[:4] == [f"cam/{day}/" for day in after_an_outage]
+    assert source.prefixes(now, now) == source.prefixes(now)
     monthly = Source(bucket="b", partitions="%Y-%m/", days=2)
     assert monthly.prefixes(now) == ["2026-02/", "2026-03/"]
 

@@ -183,6 +183,9 @@ def test_a_queue_of_events_tells_of_uploads_without_a_listing(
         "no JSON",
         '["no", "event"]',
         {"Records": [{"eventName": "ObjectCreated:Put"}]},
+        event(bucket, "cam/%00.jpg"),
+        event(bucket, "cam/half-\ud800.jpg"),
+        event(bucket, "cam/large.jpg", size=2**64),
     ):
         queue.send(body)
     for number in range(25):
