@@ -56,7 +56,7 @@ reset: $(STAMP) ## Stop the platform and delete its data and credentials
 	@$(BIN)/python -m embedded down --purge
 
 test: $(STAMP) ## Run the tests (ARGS="-m 'not airflow'" leaves out the slow ones)
-	$(BIN)/pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style and types, and that every DAG parses
 	$(BIN)/ruff check .

@@ -110,7 +110,7 @@ def test_promotions_under_load_lose_no_request(
             time.sleep(1)
         finally:
             stop.set()
-        assert min(one.result() for one in asked) > 5
+        assert min(one.result() for one in asked) > 1
     assert set(order) == {first, second}
     assert (order[0], order[-1]) == (first, second)
     # Each version always finds the same, and not what the other one does.
