@@ -81,7 +81,8 @@ def card(
 def package(
     model: Version,
     engine: Annotated[
-        str | None, typer.Option(help="One engine; by default all that this machine can run.")
+        str | None,
+        typer.Option(help="One engine; by default those that GUN_DETECTION_ENGINE may choose."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -157,7 +157,8 @@ class Upload(Base):
     """One version of one uploaded object; other bytes under the same key are another row.
 
     `current`: the version that the last listing showed, one for each key. `pending`: it has no
-    outcome by any model yet, or its outcome is to be judged anew.
+    outcome by any model yet, or its outcome is to be judged anew. `wanted`: while it waits, some
+    configured source covers its key.
     """
 
     __tablename__ = "upload"
@@ -175,6 +176,7 @@ class Upload(Base):
     uploaded_at: Mapped[datetime]
     current: Mapped[bool] = mapped_column(server_default=text("true"))
     pending: Mapped[bool] = mapped_column(server_default=text("true"))
+    wanted: Mapped[bool] = mapped_column(server_default=text("true"))
 
 
 class ScoringRun(Base):

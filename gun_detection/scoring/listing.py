@@ -79,6 +79,31 @@ def note_objects(bucket: str, objects: Iterable[StoredObject], settings: Setting
     return counts
 
 
+def sort_out(session: Session, chosen: list[Source], configured: list[Source]) -> None:
+    """Of the uploads that wait, note which are wanted: those of the `chosen` sources, and others
+    only as long as a `configured` one covers them.
+
+    What a source no longer covers would wait for ever, and hide what really is late.
+    """
+    sources = [*chosen, *configured]
+    waiting = session.execute(_WAITING, execution_options={"yield_per": _CHUNK})
+    for rows in waiting.partitions():
+        changed: dict[bool, list[int]] = {True: [], False: []}
+        for row in rows:
+            wanted = any(source.covers(row.bucket, row.key) for source in sources)
+            if wanted != row.wanted:
+                changed[wanted].append(row.id)
+        for wanted, ids in changed.items():
+            if ids:
+                session.execute(_WANTED, {"wanted": wanted, "ids": ids})
+                said = "wanted again" if wanted else "not wanted by any source any more"
+                logger.info("%d uploads that wait are %s", len(ids), said)
+
+
+_WAITING = text("SELECT id, bucket, key, wanted FROM upload WHERE pending")
+_WANTED = text("UPDATE upload SET wanted = :wanted WHERE id = ANY(CAST(:ids AS bigint[]))")
+
+
 def _objects(source: Source, settings: Settings, storage: Storage) -> Iterator[StoredObject]:
     if source.inventory is not None:
         listed = read_inventory(storage, source.inventory, bucket=source.bucket)

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion, ScoringRun, Shard
 from gun_detection.errors import GunDetectionError, NotFoundError
-from gun_detection.scoring.listing import Listed, note_uploads
+from gun_detection.scoring.listing import Listed, note_uploads, sort_out
 from gun_detection.scoring.quarantine import judge_again
-from gun_detection.scoring.sources import Source
+from gun_detection.scoring.sources import Source, load_sources
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -96,6 +96,7 @@ def survey(
         if kind == "new":
             again = judge_again(session, model.id)
             logger.info("%d uploads are to be judged once more", again)
+            sort_out(session, sources, load_sources(settings))
         waiting = sum(_count(session, kind, model, source) for source in sources)
         chosen, arguments = _chosen(kind, model, sources, _cap(kind, settings))
         totals = f"SELECT COUNT(*) AS uploads, COALESCE(SUM(size), 0) AS bytes FROM ({chosen}) c"
@@ -242,7 +243,7 @@ _OUTDATED = """
     )
 """
 # The oldest uploads wait longest; of history, the newest is what people look at.
-_WHICH = {"new": "u.pending", "rescore": _OUTDATED}
+_WHICH = {"new": "u.pending AND u.wanted", "rescore": _OUTDATED}
 _ORDER = {"new": "u.uploaded_at, u.id", "rescore": "u.id DESC"}
 
 

@@ -53,6 +53,10 @@ class Source(BaseModel):
             return False
         return not any(fnmatchcase(key, pattern) for pattern in self.exclude)
 
+    def covers(self, bucket: str, key: str) -> bool:
+        """Whether an upload is of this source."""
+        return bucket == self.bucket and key.startswith(self.prefix) and self.wants(key)
+
     def prefixes(self, now: datetime, last: datetime | None = None) -> list[str]:
         """What is listed: the prefix, or one for each day up to tomorrow, as clocks differ.
 

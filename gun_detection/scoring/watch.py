@@ -51,10 +51,14 @@ def look(settings: Settings) -> News | None:
     """
     storage = Storage(settings)
     watched = [s for s in load_sources(settings) if s.queue or (s.watch and s.inventory is None)]
+    queues: set[str] = set()
     for source in watched:
+        if source.queue in queues:
+            continue
         try:
             if source.queue is not None:
-                _drain(source, source.queue, settings)
+                queues.add(source.queue)
+                _drain([s for s in watched if s.queue == source.queue], source.queue, settings)
             else:
                 note_uploads(source, settings, storage, wait=False)
         except GunDetectionError as error:
@@ -87,7 +91,8 @@ def told(news: News, settings: Settings) -> None:
 _UNTOLD = """
     SELECT u.bucket, COUNT(*) AS waiting, MAX(u.id) AS upto
     FROM upload u LEFT JOIN upload_watch w ON w.bucket = u.bucket
-    WHERE u.pending AND u.bucket = ANY(:buckets) AND EXISTS (SELECT FROM current_champion)
+    WHERE u.pending AND u.wanted AND u.bucket = ANY(:buckets)
+    AND EXISTS (SELECT FROM current_champion)
     AND u.id NOT IN (
         SELECT unnest(s.upload_ids) FROM shard s JOIN scoring_run r ON r.id = s.run_id
         WHERE r.state = 'open'
@@ -97,8 +102,9 @@ _UNTOLD = """
 """
 
 
-def _drain(source: Source, queue: str, settings: Settings) -> None:
-    """Read the queue until it is empty; a message is deleted once its uploads are noted."""
+def _drain(sources: list[Source], queue: str, settings: Settings) -> None:
+    """Read the queue of these sources until it is empty; a message is deleted once its uploads are
+    noted."""
     secret = settings.s3_secret_access_key
     client: SQSClient = boto3.client(
         "sqs",
@@ -111,9 +117,12 @@ def _drain(source: Source, queue: str, settings: Settings) -> None:
         while messages := client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get(
             "Messages", []
         ):
-            objects = [item for message in messages for item in _uploads(message["Body"], source)]
-            if objects:
-                note_objects(source.bucket, objects, settings)
+            objects: dict[str, list[StoredObject]] = {}
+            for message in messages:
+                for item in _uploads(message["Body"], sources):
+                    objects.setdefault(item.bucket, []).append(item)
+            for bucket, some in objects.items():
+                note_objects(bucket, some, settings)
             client.delete_message_batch(
                 QueueUrl=queue,
                 Entries=[
@@ -130,7 +139,7 @@ def _origin(queue: str) -> str:
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
-def _uploads(body: str, source: Source) -> Iterator[StoredObject]:
+def _uploads(body: str, sources: list[Source]) -> Iterator[StoredObject]:
     """The created objects of an S3 event notification, also one that came by way of SNS.
 
     Structure: Amazon S3 User Guide, "Event message structure", version 2. A message that is
@@ -142,10 +151,11 @@ def _uploads(body: str, source: Source) -> Iterator[StoredObject]:
             content = json.loads(content["Message"])
         for record in content.get("Records", []):
             item = _upload(record)
-            if record["eventName"].startswith("ObjectCreated:") and _belongs(item, source):
+            made = record["eventName"].startswith("ObjectCreated:")
+            if made and any(_belongs(item, source) for source in sources):
                 yield item
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("a message of %s is no S3 event (%r): %.200s", source.queue, error, body)
+        logger.warning("a message of %s is no S3 event (%r): %.200s", sources[0].queue, error, body)
 
 
 def _upload(record: dict[str, Any]) -> StoredObject:
@@ -168,5 +178,4 @@ def _upload(record: dict[str, Any]) -> StoredObject:
 
 def _belongs(item: StoredObject, source: Source) -> bool:
     folder = item.key.endswith("/") and item.size == 0
-    inside = item.bucket == source.bucket and item.key.startswith(source.prefix)
-    return inside and not folder and source.wants(item.key)
+    return not folder and source.covers(item.bucket, item.key)

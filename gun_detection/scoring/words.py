@@ -27,6 +27,7 @@ def survey_text(survey: dict[str, Any]) -> str:
         rows[-1] = ("time", f"about {duration(survey['seconds'])}")
     if survey["cost"]:
         rows.append(("cost", f"about {survey['cost']:,.2f}"))
+    rows += [(f"**not listed**: {where}", why) for where, why in survey["unlisted"].items()]
     buckets = ", ".join(survey["buckets"])
     lines = [
         f"Model {survey['model_id']}, {buckets}/{survey['prefix']}",

@@ -20,6 +20,7 @@ from gun_detection.release.champion import promote
 from gun_detection.release.registry import publish
 from gun_detection.scoring import pipeline
 from gun_detection.scoring.leases import claim_shard
+from gun_detection.scoring.pages import run_page
 from gun_detection.scoring.pipeline import score_shard
 from gun_detection.scoring.plan import Plan
 from gun_detection.scoring.runs import finish_run
@@ -237,6 +238,10 @@ def test_a_bucket_that_cannot_be_listed_keeps_no_other_waiting(
     with pytest.raises(FailureBudgetError, match="gone-bucket") as caught:
         finish_run(made.run_id, settings)
     assert caught.value.reason == "NOT_LISTED"
+    with open_session(settings) as session:
+        page = run_page(session, made.run_id)
+    assert "not listed" in page
+    assert "gone-bucket" in page
     assert rows(settings, "SELECT state FROM scoring_run") == [("failed",)]
 
 
@@ -262,3 +267,27 @@ def test_runs_that_nobody_works_at_are_closed(
 
 
 _OLD_RUNS = text("UPDATE scoring_run SET created_at = created_at - interval '2 days'")
+
+
+def test_what_no_source_covers_any_more_is_not_waited_for(
+    plan: Planned, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    path = tmp_path / "sources.yaml"
+    configured = settings.model_copy(update={"sources_file": path})
+    bucket = settings.uploads_bucket
+
+    def planned(source: str, **scope: Any) -> int:
+        path.write_text(f"buckets: [{{{source}}}]")
+        return plan(settings=configured, **scope).planned
+
+    everything = f"bucket: {bucket}"
+    upload(storage, settings, **{"a/1": b"1", "a/2": b"2", "b/1": b"3"})
+    assert planned(everything) == 3
+    assert planned(f"{everything}, exclude: ['*/2.jpg']") == 2
+    assert planned(f"{everything}, prefix: b/") == 1
+    assert count(settings, "unscored_uploads") == 1
+    assert planned(f"{everything}, prefix: b/", bucket=bucket, prefix="a/") == 2, "by hand"
+    storage.ensure_bucket("another-bucket")
+    assert planned("bucket: another-bucket") == 0
+    assert count(settings, "scoring_freshness") == 0
+    assert planned(everything) == 3, "nothing of it was forgotten"

@@ -199,6 +199,23 @@ def test_a_queue_of_events_tells_of_uploads_without_a_listing(
     assert len(noted) == 27
 
 
+def test_sources_that_share_a_queue_take_no_messages_from_each_other(
+    champion: object, settings: Settings, queue: Queue, tmp_path: Path
+) -> None:
+    for key in ("a/1.jpg", "b/1.jpg", "c/1.jpg"):
+        queue.send(event(settings.uploads_bucket, key))
+    path = tmp_path / "sources.yaml"
+    path.write_text(
+        "buckets:\n"
+        + "".join(
+            f"  - {{bucket: {settings.uploads_bucket}, prefix: {prefix}/, queue: '{queue.url}'}}\n"
+            for prefix in "ab"
+        )
+    )
+    assert waiting(settings.model_copy(update={"sources_file": path})) == 2
+    assert rows(settings, "SELECT key FROM upload ORDER BY key") == [("a/1.jpg",), ("b/1.jpg",)]
+
+
 def test_messages_stay_until_their_uploads_are_noted(
     champion: object, settings: Settings, queue: Queue, tmp_path: Path
 ) -> None:

@@ -1,4 +1,5 @@
-"""Go on after outages where listings ended, and keep what was found in pictures that are gone."""
+"""Go on after outages where listings ended, keep what was found in pictures that are gone, and do
+not wait for uploads that no source covers any more."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,6 +18,10 @@ def upgrade() -> None:
         sa.Column("listed_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("bucket", "prefix", name=op.f("pk_source_listing")),
     )
+    op.add_column(
+        "upload",
+        sa.Column("wanted", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+    )
     for statement in _VIEWS:
         op.execute(statement)
 
@@ -28,6 +33,11 @@ _FIRST = """
 """
 # Columns of the views are a contract with integrators: they are added to, never changed.
 _VIEWS = [
+    """
+    CREATE OR REPLACE VIEW unscored_uploads AS
+    SELECT id AS upload_id, bucket, key, etag, size, uploaded_at, first_seen_at
+    FROM upload WHERE current AND pending AND wanted
+    """,
     # By the champion; until it has looked at an upload, by whoever did last.
     f"""
     CREATE OR REPLACE VIEW current_outcomes AS
