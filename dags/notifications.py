@@ -5,6 +5,7 @@ Each is sent where Airflow has a connection for it, and nothing is said where it
 is an error in the task's log and nothing more.
 """
 
+import time
 from html import escape
 from typing import Any, Literal
 from urllib.parse import quote
@@ -17,6 +18,7 @@ WEBHOOK, EMAIL = "gun_detection_webhook", "gun_detection_email"
 _TIMEOUT = 10
 # Beside a task's result: what its error said, at most so many characters, and of so many tasks.
 _WHY, _LONGEST, _MOST = "why", 1000, 5
+_PAUSE = 5.0
 
 Event = Literal["promoted", "rejected", "waiting", "rolled back"]
 
@@ -100,6 +102,8 @@ class FailedRun(BaseNotifier):
         if task is None:
             return f"The run {context['run_id']} did not end: {context['reason']}."
         names = [one.task_id for one in context["dag"].topological_sort()]
+        # A task tells why only after Airflow knows that it failed.
+        time.sleep(_PAUSE)
         try:
             said = task.xcom_pull(task_ids=names, key=_WHY)
         except Exception as error:

@@ -98,7 +98,7 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         return done
 
     @task(trigger_rule=TriggerRule.ALL_DONE, outlets=[DETECTIONS])
-    def finish(scoring_run: str | None, outlet_events: Any = None) -> dict[str, Any]:
+    def finish(ti: Any = None, outlet_events: Any = None) -> dict[str, Any]:
         """Close the run, and fail when anything was left undone."""
         from airflow.sdk.exceptions import AirflowFailException
         from airflow.sdk.observability import stats
@@ -106,6 +106,8 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         from gun_detection import stages
         from gun_detection.settings import load_settings
 
+        # As an argument of the task it would have to be there.
+        scoring_run = ti.xcom_pull(task_ids="plan", key="run_id")
         if scoring_run is None:
             raise AirflowFailException("nothing was planned: the logs of survey and plan say why")
         settings = load_settings()
@@ -123,7 +125,8 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
     confirm = Confirm(task_id="confirm", survey_task="survey")
     surveyed >> confirm
     planned = plan(surveyed, confirm.output)
-    finished = finish(planned["run_id"])  # type: ignore[index]
+    finished = finish()
+    planned >> finished
     score.expand(shard_id=planned) >> finished
     for made in (planned, finished):
         made.operator.operator_extra_links = (ScoringRunLink(plan_task="plan"),)
