@@ -114,7 +114,10 @@ def list_quarantine(settings: Settings, limit: int | None = None, **conditions: 
         found = rows(session, limit=limit, **conditions)
     return [
         asdict(row)
-        | {"first_seen_at": row.first_seen_at.isoformat(), "scored_at": row.scored_at.isoformat()}
+        | {
+            "first_seen_at": row.first_seen_at.isoformat(timespec="seconds"),
+            "scored_at": row.scored_at.isoformat(timespec="seconds"),
+        }
         for row in found
     ]
 
