@@ -316,8 +316,7 @@ _CLOSE_ABANDONED = text(
     WHERE r.state = 'open' AND r.kind = :kind AND r.created_at < now() - interval '1 day'
     AND NOT EXISTS (SELECT FROM shard s WHERE s.run_id = r.id AND s.lease_until > now())
     AND NOT EXISTS (
-        SELECT FROM shard s JOIN ledger l ON l.shard_id = s.id
-        WHERE s.run_id = r.id AND l.created_at > now() - interval '1 day'
+        SELECT FROM ledger l WHERE l.run_id = r.id AND l.created_at > now() - interval '1 day'
     )
     RETURNING r.id
     """

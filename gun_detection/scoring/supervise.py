@@ -127,10 +127,13 @@ def _state(shard_id: int, settings: Settings) -> _State:
 def _acquit(shard_id: int, settings: Settings) -> None:
     """Have the pictures judged anew that this shard's processes died of: there were too many."""
     with open_session(settings) as session:
+        shard = session.get_one(Shard, shard_id)
         crashed = session.scalars(
-            select(LedgerEntry.upload_id)
-            .where(LedgerEntry.shard_id == shard_id, LedgerEntry.reason == "CRASHED")
-            .where(LedgerEntry.stale.is_(False))
+            select(LedgerEntry.upload_id).where(
+                LedgerEntry.upload_id.in_(select(func.unnest(shard.upload_ids))),
+                LedgerEntry.run_id == shard.run_id,
+                LedgerEntry.reason == "CRASHED",
+            )
         )
         retry(session, list(crashed))
 
