@@ -58,6 +58,7 @@ def rollback_champion() -> None:
             actor=f"{user}, in {run}" if user else run,
             reason=params["reason"],
             to=params["model"],
+            once=True,
         )
         outlet_events[CHAMPION].extra = result
         return result

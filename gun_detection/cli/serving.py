@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from gun_detection.cli.options import AsJson
-from gun_detection.cli.output import show, show_rows
+from gun_detection.cli.output import err, show, show_rows
 from gun_detection.logs import configure_logging
 from gun_detection.settings import load_settings
 
@@ -103,6 +103,11 @@ def rotate(
 @keys.command()
 def revoke(name: Name, as_json: AsJson = False) -> None:
     """Remove all keys of a name; a running service refuses them within a second or two."""
-    from gun_detection.serving.keys import keys_file, revoke_key
+    from gun_detection.serving.keys import Key, keys_file, revoke_key
 
-    show({"revoked": revoke_key(keys_file(load_settings()), name)}, as_json)
+    settings = load_settings()
+    removed = revoke_key(keys_file(settings), name)
+    given = settings.serve_keys.get_secret_value() if settings.serve_keys else ""
+    if any(Key.parse(entry).name == name for entry in given.split()):
+        err.print(f"a key {name} in GUN_DETECTION_SERVE_KEYS goes on: take it out there")
+    show({"revoked": removed}, as_json)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -203,7 +203,14 @@ def _publish(
     session: Session,
 ) -> bool:
     """Store manifest, reports and row unless they are there; True when the row is new."""
-    if session.get(DatasetVersion, dataset.id) is not None:
+    known = session.get(DatasetVersion, dataset.id)
+    if known is not None:
+        # Ingested again, as after a version that was a mistake, it is the newest from here on.
+        session.execute(
+            update(DatasetVersion)
+            .where(DatasetVersion.id == dataset.id)
+            .values(created_at=func.now())
+        )
         return False
     bucket = settings.data_bucket
     manifest_key, report_key = keys.manifest_key(dataset.id), keys.report_key(dataset.id)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from gun_detection.database.models import DatasetVersion, Evaluation, ModelVersion
@@ -43,14 +44,13 @@ def evaluate_version(
         raise NotFoundError(
             f"there is no data set version {dataset_id!r}: see `gun-detection datasets`"
         )
-    known = session.scalar(
-        select(Evaluation).where(
-            Evaluation.model_id == model.id,
-            Evaluation.dataset_id == dataset_id,
-            Evaluation.split == split,
-            Evaluation.evaluator_version == EVALUATOR_VERSION,
-        )
+    query = select(Evaluation).where(
+        Evaluation.model_id == model.id,
+        Evaluation.dataset_id == dataset_id,
+        Evaluation.split == split,
+        Evaluation.evaluator_version == EVALUATOR_VERSION,
     )
+    known = session.scalar(query)
     if known is not None:
         logger.info("%s was evaluated on the %s of %s before", model.id, split, dataset_id[:12])
         return known
@@ -73,6 +73,9 @@ def evaluate_version(
         lambda index: load_labelled(pictures, index).pixels,
         _notes(model, samples),
     )
+    if (known := session.scalar(query)) is not None:
+        logger.info("%s was evaluated meanwhile by somebody else", model.id)
+        return known
     prefix = f"evaluations/{model.id}/{dataset_id[:16]}-{split}-v{EVALUATOR_VERSION}"
     bucket = settings.data_bucket
     storage.put(bucket, f"{prefix}.json", samples.to_json(), content_type="application/json")
@@ -92,8 +95,16 @@ def evaluate_version(
         },
         report_key=key,
     )
-    session.add(row)
-    session.flush()
+    try:
+        with session.begin_nested():
+            session.add(row)
+            session.flush()
+    except IntegrityError:
+        known = session.scalar(query)
+        if known is None:
+            raise
+        logger.info("%s was evaluated meanwhile by somebody else", model.id)
+        return known
     logger.info("%s on the %s: AP50 %s", model.id, split, metrics.ap50)
     return row
 

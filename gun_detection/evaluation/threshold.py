@@ -100,8 +100,11 @@ def _lowest(curve: Curve, target: OperatingTarget) -> float | None:
 
 def _below(curve: Curve, index: int) -> float:
     """Half-way to the next lower score, so that this detection stays in."""
-    following = curve.scores[index + 1] if index + 1 < len(curve.scores) else 0.0
-    return round(float(curve.scores[index] + following) / 2, 4)
+    score = float(curve.scores[index])
+    following = float(curve.scores[index + 1]) if index + 1 < len(curve.scores) else 0.0
+    middle = (score + following) / 2
+    short = round(middle, 4)
+    return short if following < short <= score else middle
 
 
 def _point(

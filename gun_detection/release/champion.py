@@ -64,6 +64,8 @@ def promote(
     """
     take_turn(session)
     model = get_model(session, model_id)
+    # Retention takes turns with promotions.
+    require_weights(model)
     champion = current_champion(session)
     champion_id = champion.id if champion else None
     if decision is not None:
@@ -92,12 +94,29 @@ def promote(
     return _append(session, model.id, champion_id, "promote", actor, reason, decision)
 
 
-def rollback(session: Session, *, actor: str, reason: str, to: str | None = None) -> Promotion:
-    """Go back to the champion before this one, or to an earlier champion `to`, by one more row."""
+def rollback(
+    session: Session, *, actor: str, reason: str, to: str | None = None, once: bool = False
+) -> Promotion:
+    """Go back to the champion before this one, or to an earlier champion `to`, by one more row.
+
+    With `once` an actor that has rolled back before adds none: it is tried again.
+    """
     take_turn(session)
+    if once and (row := rolled_back(session, actor)) is not None:
+        return row
     target, champion = rollback_target(session, to), current_champion(session)
     assert champion is not None
     return _append(session, target.id, champion.id, "rollback", actor, reason, None)
+
+
+def rolled_back(session: Session, actor: str) -> Promotion | None:
+    """The last rollback of this actor."""
+    return session.scalar(
+        select(Promotion)
+        .where(Promotion.kind == "rollback", Promotion.actor == actor)
+        .order_by(Promotion.id.desc())
+        .limit(1)
+    )
 
 
 def rollback_target(session: Session, to: str | None = None) -> ModelVersion:
@@ -124,7 +143,8 @@ def _earlier_champions(session: Session, champion_id: str) -> list[str]:
     stack: list[str] = []
     for row in session.scalars(select(Promotion).order_by(Promotion.id)):
         if row.kind == "rollback" and row.model_id in stack:
-            del stack[stack.index(row.model_id) :]
+            # As it was when this model was champion last.
+            del stack[len(stack) - 1 - stack[::-1].index(row.model_id) :]
         stack.append(row.model_id)
     return [model for model in reversed(stack[:-1]) if model != champion_id]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import case, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from torchvision.models.detection.faster_rcnn import FasterRCNN
@@ -102,7 +103,17 @@ def publish(new: NewModel, settings: Settings, storage: Storage, session: Sessio
             training=new.training,
         )
         # What retention had deleted and was trained again is there again.
-        .on_conflict_do_update(index_elements=["id"], set_={"deleted_at": None})
+        .on_conflict_do_update(
+            index_elements=["id"],
+            set_={
+                "deleted_at": None,
+                # For retention, it is as new as others that are made now.
+                "created_at": case(
+                    (ModelVersion.deleted_at.is_not(None), func.now()),
+                    else_=ModelVersion.created_at,
+                ),
+            },
+        )
     )
     logger.info("published %s with weights %s", model_id, sha256[:12])
     return get_model(session, model_id)

@@ -73,7 +73,9 @@ def _unneeded(session: Session, keep: int) -> list[ModelVersion]:
     waiting = select(GateDecision.candidate_id).where(
         GateDecision.passed,
         GateDecision.champion_id == (champion.id if champion else None),
-        GateDecision.id.not_in(select(Approval.gate_decision_id)),
+        GateDecision.id.not_in(
+            select(Approval.gate_decision_id).where(Approval.approved.is_(False))
+        ),
     )
     return list(
         session.scalars(

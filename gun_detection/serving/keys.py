@@ -125,11 +125,12 @@ class KeyRing:
         """Read the file again if it changed; raises `SettingsError` if it is damaged."""
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
-        self._looked = time.monotonic()
         stamp = _stamp(self._file)
         if stamp != self._stamp:
+            # Until it can be read again, every request fails: keys may have been taken out of it.
             self._keys = self._index()
             self._stamp = stamp
+        self._looked = time.monotonic()
 
     def _index(self) -> dict[str, Key]:
         return {key.sha256: key for key in [*self._fixed, *read_keys(self._file)]}
@@ -144,6 +145,8 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
         found = path.stat()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise SettingsError(f"the file of API keys {path} cannot be read: {error}") from None
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 

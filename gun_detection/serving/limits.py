@@ -27,7 +27,7 @@ class FileStorage(Storage, MovingWindowSupport):
     STORAGE_SCHEME = None
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
+        super().__init__(wrap_exceptions=True)
         self._path = path
         self._threads = threading.local()
         with self._connection() as connection:

@@ -19,7 +19,7 @@ from gun_detection.detector.engines import (
     shape_class,
 )
 from gun_detection.detector.inference import Detections
-from gun_detection.errors import GunDetectionError, ReleaseError
+from gun_detection.errors import GunDetectionError, ModelError, ReleaseError
 from gun_detection.release.champion import get_model
 from gun_detection.release.packages import engine_for, open_engine, open_file_engine
 from gun_detection.serving.answers import ModelCard
@@ -127,6 +127,12 @@ class ModelKeeper:
             if self._trouble is None or self._trouble.reason != error.reason:
                 logger.error("no other model can be served: %s (%s)", error.message, error.reason)
             self._trouble = error
+            STALE.set(before is not None)
+            return
+        except Exception as error:
+            # Whatever it is: who stops looking serves an old champion for ever.
+            logger.exception("no other model can be served")
+            self._trouble = ModelError(f"it cannot be loaded: {error}", reason="LOAD_FAILED")
             STALE.set(before is not None)
             return
         self._trouble = None

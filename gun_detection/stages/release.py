@@ -129,7 +129,14 @@ def promote(
 
     storage = Storage(settings)
     with open_session(settings) as session:
-        verify_weights(get_model(session, model), settings, storage)
+        version = get_model(session, model)
+        if version.threshold < settings.score_floor:
+            raise ReleaseError(
+                f"the threshold of {version.id}, {version.threshold:g}, is below "
+                f"GUN_DETECTION_SCORE_FLOOR ({settings.score_floor:g}), below which nothing is "
+                "stored: lower that one"
+            )
+        verify_weights(version, settings, storage)
     with open_session(settings) as session:
         decision = None if decision_id is None else _decision(session, decision_id)
         row = promote_model(session, model, actor=actor, reason=reason, decision=decision)
@@ -163,17 +170,24 @@ def require_passed(settings: Settings, model: str) -> int:
     return last.id
 
 
-def rollback(settings: Settings, actor: str, reason: str, to: str | None = None) -> Json:
-    """Make an earlier champion the champion again, from the next scoring run on."""
+def rollback(
+    settings: Settings, actor: str, reason: str, to: str | None = None, *, once: bool = False
+) -> Json:
+    """Make an earlier champion the champion again, from the next scoring run on.
+
+    With `once` an actor that has done so before does nothing more: for what may be tried again.
+    """
     from gun_detection.release.champion import rollback as rollback_model
-    from gun_detection.release.champion import rollback_target
+    from gun_detection.release.champion import rollback_target, rolled_back
     from gun_detection.release.registry import verify_weights
 
     with open_session(settings) as session:
-        target = rollback_target(session, to)
-        verify_weights(target, settings, Storage(settings))
+        if not (once and rolled_back(session, actor)):
+            target = rollback_target(session, to)
+            verify_weights(target, settings, Storage(settings))
+            to = target.id
     with open_session(settings) as session:
-        row = rollback_model(session, actor=actor, reason=reason, to=target.id)
+        row = rollback_model(session, actor=actor, reason=reason, to=to, once=once)
         return {
             "promotion_id": row.id,
             "champion_id": row.model_id,

@@ -16,7 +16,7 @@ from gun_detection.detector.architectures import build_detector, select_device
 from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
 from gun_detection.errors import NotFoundError
 from gun_detection.evaluation.matching import match_all
-from gun_detection.evaluation.threshold import choose_threshold
+from gun_detection.evaluation.threshold import OperatingTarget, choose_threshold
 from gun_detection.release.champion import current_champion
 from gun_detection.release.registry import NewModel, publish
 from gun_detection.settings import Settings
@@ -120,7 +120,14 @@ def train(
     data = open_data(dataset_id, config, settings, storage)
     predictor = Predictor(model, device, EVALUATION_FLOOR, mirrored=config.detector.mirrored)
     truths, found = predict_all(predictor, data.validation)
-    point = choose_threshold(match_all(truths, found), config.target)
+    matched = match_all(truths, found)
+    point = choose_threshold(matched, config.target)
+    if point.threshold < settings.score_floor:
+        # Below it, scoring stores nothing.
+        fixed = OperatingTarget(kind="fixed", value=settings.score_floor)
+        note = f"{point.threshold:g} was chosen, which is below the score floor"
+        notes = {"target": config.target, "note": "; ".join(filter(None, [point.note, note]))}
+        point = choose_threshold(matched, fixed).model_copy(update=notes)
     record = _record(state, device, processes, config) | {
         "tensorboard_run": name,
         "operating_point": point.model_dump(mode="json"),

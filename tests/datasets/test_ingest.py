@@ -81,6 +81,14 @@ def test_the_same_data_is_the_same_version(
     assert len(rows(settings)) == 1
 
 
+def test_data_that_is_ingested_again_is_the_newest(settings: Settings, storage: Storage) -> None:
+    first = run("synthetic:40:1", settings, storage).dataset_id
+    second = run("synthetic:40:2", settings, storage).dataset_id
+    assert [row.id for row in rows(settings)] == [first, second]
+    assert not run("synthetic:40:1", settings, storage).created
+    assert [row.id for row in rows(settings)] == [second, first]
+
+
 def test_images_stay_in_their_split_when_the_data_grows(
     settings: Settings, storage: Storage, make_folder: MakeFolder
 ) -> None:

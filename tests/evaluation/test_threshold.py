@@ -40,6 +40,16 @@ def test_the_best_recall_within_a_budget_of_false_positives(
     assert point.note == ""
 
 
+def test_a_detector_that_is_always_sure_keeps_its_guns() -> None:
+    pictures = [
+        *[picture([], (OTHER, 0.99996)) for _ in range(30)],
+        *[picture([GUN], (GUN, 0.99999)) for _ in range(5)],
+    ]
+    point = choose_threshold(pictures, OperatingTarget(kind="fppi", value=0.0))
+    assert 0.99996 < point.threshold <= 0.99999
+    assert point.recall == 1
+
+
 def test_the_best_recall_at_a_precision() -> None:
     point = choose_threshold(PICTURES, OperatingTarget(kind="precision", value=0.8))
     assert point.precision is not None

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import func, select
@@ -7,6 +8,7 @@ from sqlalchemy.orm import Session
 from gun_detection.database import open_session
 from gun_detection.database.models import GateDecision, ModelVersion, Promotion
 from gun_detection.errors import (
+    ModelError,
     NotFoundError,
     ReleaseError,
     ServiceUnavailableError,
@@ -46,6 +48,41 @@ def test_rolling_back_twice_goes_back_two_steps(publish_model: Publish, session:
         rollback(session, actor="tester", reason="again")
     kinds = session.scalars(select(Promotion.kind).order_by(Promotion.id))
     assert list(kinds) == ["promote"] * 3 + ["rollback"] * 2
+
+
+def test_a_rollback_that_is_tried_again_goes_back_one_step(
+    publish_model: Publish, session: Session
+) -> None:
+    models = [publish_model(seed) for seed in (1, 2, 3)]
+    for model in models:
+        by(session, model)
+    rows = {rollback(session, actor="run 1", reason="why", once=True).id for _ in range(3)}
+    assert len(rows) == 1
+    assert get_model(session, "champion").id == models[1].id
+    rollback(session, actor="run 2", reason="why", once=True)
+    assert get_model(session, "champion").id == models[0].id
+
+
+def test_who_was_champion_twice_hides_nobody_between(
+    publish_model: Publish, session: Session
+) -> None:
+    first, second, third = (publish_model(seed) for seed in (1, 2, 3))
+    for model in (first, second, first, third):
+        by(session, model)
+    rollback(session, actor="tester", reason="why")
+    assert get_model(session, "champion").id == first.id
+    assert rollback(session, actor="tester", reason="why").model_id == second.id
+
+
+def test_a_version_without_weights_becomes_no_champion(
+    publish_model: Publish, session: Session
+) -> None:
+    model = publish_model(1)
+    session.get_one(ModelVersion, model.id).deleted_at = datetime.now(UTC)
+    session.flush()
+    with pytest.raises(ModelError) as caught:
+        by(session, model)
+    assert caught.value.reason == "MODEL_DELETED"
 
 
 def test_rolling_back_to_a_stranger_is_refused(publish_model: Publish, session: Session) -> None:

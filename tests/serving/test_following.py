@@ -1,5 +1,6 @@
 """The champion serves, whoever it is by now; pictures that are to be kept reach the ledger."""
 
+import asyncio
 import hashlib
 import json
 import subprocess
@@ -20,7 +21,9 @@ from embedded.servers import Servers
 from gun_detection.database import open_session
 from gun_detection.release.champion import promote, rollback
 from gun_detection.release.registry import publish
+from gun_detection.serving import models as serving_models
 from gun_detection.serving.keys import new_key
+from gun_detection.serving.refusals import Refusal
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
@@ -207,3 +210,28 @@ def test_kept_pictures_are_scored_like_every_upload(
     assert len(boxes) == len(served)
     # Rows have no order; a box of the answer is rounded.
     assert np.abs(boxes[:, None] - served[None]).max(-1).min(0).max() < 0.02
+
+
+def test_whatever_goes_wrong_the_champion_is_looked_for_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = settings.model_copy(update={"serve_refresh_seconds": 0.01})
+    looked: list[int] = []
+
+    def load(*_: object) -> None:
+        looked.append(1)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(serving_models, "_load", load)
+
+    async def follow() -> None:
+        keeper = serving_models.ModelKeeper(quick)
+        await keeper.start()
+        while len(looked) < 3:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Refusal) as refused:
+            _ = keeper.serving
+        assert refused.value.reason == "LOAD_FAILED"
+        await keeper.stop()
+
+    asyncio.run(asyncio.wait_for(follow(), 30))

@@ -115,6 +115,20 @@ def test_damaged_entries_are_refused_by_name(path: Path, entry: str, message: st
         ring(path.with_name("none"), serve_keys=entry)
 
 
+def test_a_key_that_was_taken_out_opens_nothing_while_the_file_is_damaged(path: Path) -> None:
+    secret, key = new_key("gone", ["predict"], None)
+    add_key(path, key)
+    keys = ring(path)
+    assert keys.find(secret) == key
+    path.write_text("a slip of the pen\n")
+    keys._looked = 0.0
+    for _ in range(3):
+        with pytest.raises(SettingsError):
+            keys.find(secret)
+    path.write_text("")
+    assert keys.find(secret) is None
+
+
 def test_settings_and_file_both_count(path: Path) -> None:
     one, key = new_key("one", ["predict"], None)
     two, other = new_key("two", ["metrics"], None)

@@ -10,7 +10,7 @@ import torch
 
 from gun_detection import stages
 from gun_detection.database import open_session
-from gun_detection.errors import DatasetError, TrainingError, TransientError
+from gun_detection.errors import DatasetError, ReleaseError, TrainingError, TransientError
 from gun_detection.release.champion import get_model
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
@@ -59,6 +59,18 @@ def test_a_model_version_holds_how_it_came_about(
     assert keys(settings, storage, "checkpoints/") == [], "a finished training leaves none"
     again = stages.train(settings, dataset, "smoke", QUICK)
     assert (again["model_id"], again["created"]) == (result["model_id"], False)
+
+
+def test_a_threshold_is_not_below_what_is_stored(settings: Settings, dataset: str) -> None:
+    high = settings.model_copy(update={"score_floor": 0.9})
+    result = stages.train(high, dataset, "smoke", QUICK)
+    with open_session(settings) as session:
+        model = get_model(session, result["model_id"])
+    assert model.threshold == 0.9
+    assert "below the score floor" in model.training["operating_point"]["note"]
+    higher = settings.model_copy(update={"score_floor": 0.95})
+    with pytest.raises(ReleaseError, match="GUN_DETECTION_SCORE_FLOOR"):
+        stages.promote(higher, model.id, actor="tester", reason="a test")
 
 
 def test_an_interrupted_training_goes_on_or_starts_anew(
