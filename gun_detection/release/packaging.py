@@ -1,9 +1,10 @@
 """Make a model version ready for an engine, and check it against the reference.
 
-A package is accepted when its AP50 on the holdout is at most `MARGIN` below that of the reference,
-which saw the whole pictures, where the engine sees what scoring decodes for it. One that looks at
-few regions of a picture is tried first, then one that looks at as many as the reference. Its files
-are stored before its row.
+A package is accepted when its AP50 on the holdout and its recall at the threshold are at most so much
+below those of the reference, and its false marks at most so much above (`MARGIN` and the following).
+The reference saw the whole pictures, where the engine sees what scoring decodes for it. One that
+looks at few regions of a picture is tried first, then one that looks at as many as the reference. Its
+files are stored before its row.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from gun_detection.detector.architectures import ARCHITECTURES, select_device
 from gun_detection.detector.engines import REFERENCE, DetectorEngine, runnable, shape_class
 from gun_detection.detector.inference import EVALUATION_FLOOR, Detections
 from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, load_samples
-from gun_detection.evaluation.matching import IOU, pairwise_iou
+from gun_detection.evaluation.matching import IOU, Matched, pairwise_iou
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.evaluation.samples import Samples, measure
 from gun_detection.release.champion import require_weights
@@ -56,6 +57,10 @@ logger = logging.getLogger(__name__)
 
 # How much lower the AP50 of an accepted package may be.
 MARGIN = 0.005
+# How much lower its recall at the threshold may be, and how many more false marks a picture may
+# have; on few pictures, as much as so many of them.
+RECALL_MARGIN, MARKS_MARGIN = 0.02, 0.05
+_FEW = 2
 # Regions of a picture that the box head looks at, where that finds as much.
 FEW_PROPOSALS = 100
 _CALIBRATION_PICTURES = 100
@@ -107,6 +112,14 @@ def package_all(
     """The packages of every engine that this machine can run, made anew."""
     packaging = _Packaging(version, settings, storage, session, progress)
     return [packaging.make(engine) for engine in runnable(select_device(settings.device))]
+
+
+def at_threshold(pictures: Sequence[Matched], threshold: float) -> tuple[float, float]:
+    """(recall, false marks a picture) of detections at or above the threshold."""
+    counts = [picture.counts(threshold) for picture in pictures]
+    guns = sum(len(picture.truth) for picture in pictures)
+    hits, marks = (sum(column) for column in zip(*counts, strict=True))
+    return hits / max(1, guns), marks / max(1, len(pictures))
 
 
 class _Packaging:
@@ -242,10 +255,20 @@ class _Packaging:
             for sample, entry in zip(samples.items, (entries[i] for i in order), strict=True)
         ]
         median, most = drift([matched.found for matched in recorded], found)
+        threshold = self._version.threshold
+        recall, marks = at_threshold(recorded, threshold)
+        its_recall, its_marks = at_threshold(samples.matched, threshold)
+        guns = sum(len(matched.truth) for matched in recorded)
+        # Average precision does not see that all scores moved together.
+        same = its_recall >= recall - max(RECALL_MARGIN, _FEW / guns) and its_marks <= marks + max(
+            MARKS_MARGIN, _FEW / len(pictures)
+        )
         return _Result(
-            accepted=after >= before - MARGIN,
+            accepted=after >= before - MARGIN and same,
             reason=f"AP50 is {after:.4f}, that of the reference {before:.4f}, on {len(pictures)} "
-            f"pictures; boxes differ by {median:.2f} px, by {most:.1f} px in one of 100",
+            f"pictures; at the threshold recall {its_recall:.3f} against {recall:.3f}, false marks "
+            f"a picture {its_marks:.3f} against {marks:.3f}; boxes differ by {median:.2f} px, by "
+            f"{most:.1f} px in one of 100",
             reference_ap50=before,
             ap50=after,
             pictures=len(pictures),

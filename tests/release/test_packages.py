@@ -18,12 +18,13 @@ from gun_detection.database.models import EnginePackage, ModelVersion
 from gun_detection.datasets.ingest import ingest
 from gun_detection.datasets.manifest import load_manifest
 from gun_detection.datasets.synthetic import draw_pictures
+from gun_detection.datasets.torch_dataset import DetectionDataset
 from gun_detection.detector import conversion
 from gun_detection.detector.engines import DetectorEngine, runnable, shape_class
 from gun_detection.detector.inference import EVALUATION_FLOOR, Detections, Predictor
 from gun_detection.detector.openvino import Networks
 from gun_detection.errors import ModelError, SettingsError, TerminalError
-from gun_detection.evaluation.evaluate import evaluate_version, load_samples
+from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, load_samples
 from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.samples import Labelled, Samples, measure
 from gun_detection.release import packaging
@@ -271,6 +272,54 @@ def version_of(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_package_whose_scores_all_moved_is_refused(
+    version: ModelVersion, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert version.dataset_id is not None
+    with open_session(settings) as session:
+        evaluation = evaluate_version(version, version.dataset_id, settings, storage, session)
+    truths = [
+        item.matched.truth.astype(np.float32)
+        for item in load_samples(evaluation, settings, storage).items
+    ]
+    manifest = load_manifest(storage, settings.data_bucket, version.dataset_id)
+    pictures = DetectionDataset(manifest, "holdout", settings, storage)
+    known = {
+        load_labelled(pictures, index).pixels.tobytes(): truth for index, truth in enumerate(truths)
+    }
+
+    class Scoring:
+        """Finds every gun, and gives all of them the same score."""
+
+        device = torch.device("cpu")
+
+        def __init__(self, score: float) -> None:
+            self.score = score
+
+        def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+            found = [known[image.tobytes()] for image in images]
+            return [
+                Detections(boxes, np.full(len(boxes), self.score, np.float32)) for boxes in found
+            ]
+
+    def engine(score: float) -> DetectorEngine:
+        scoring: Any = Scoring(score)
+        return DetectorEngine(F32, scoring, (9999, 9999), device="cpu", streams=1, batch=1)
+
+    samples = load_samples(evaluation, settings, storage)
+    perfect = [
+        replace(item, matched=Matched.of(truth, Detections(truth, np.ones(len(truth), np.float32))))
+        for item, truth in zip(samples.items, truths, strict=True)
+    ]
+    key = evaluation.report_key.removesuffix(".html") + ".json"
+    storage.put(settings.data_bucket, key, Samples(perfect, "cpu").to_json())
+    for score, accepted in ((0.9, True), (0.4, False)):
+        monkeypatch.setattr(packaging._Packaging, "_load", lambda *_, score=score: engine(score))
+        row = make(version, F32, settings, storage)
+        assert (row.accepted, row.ap50, row.reference_ap50) == (accepted, 1.0, 1.0), row.reason
+    assert "recall 0.000 against 1.000" in row.reason
+
+
 def test_an_engine_is_checked_in_batches_of_like_shapes(
     settings: Settings, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
