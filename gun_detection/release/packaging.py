@@ -1,10 +1,10 @@
 """Make a model version ready for an engine, and check it against the reference.
 
-A package is accepted when its AP50 on the holdout and its recall at the threshold are at most so much
-below those of the reference, and its false marks at most so much above (`MARGIN` and the following).
-The reference saw the whole pictures, where the engine sees what scoring decodes for it. One that
-looks at few regions of a picture is tried first, then one that looks at as many as the reference. Its
-files are stored before its row.
+A package is accepted when its AP50 on the holdout and its recall at the threshold are at most so
+much below those of the reference, and its false marks at most so much above (`MARGIN` and the
+following). The reference saw the whole pictures, where the engine sees what scoring decodes for it.
+One that looks at few regions of a picture is tried first, then one that looks at as many as the
+reference. Its files are stored before its row.
 """
 
 import hashlib
