@@ -2,31 +2,37 @@
 
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from gun_detection.settings import Settings
 
 Pixels = NDArray[np.uint8]
 
+# Databases and logs of the same disk need some.
+_RESERVE = 2**31
+
 
 class PixelCache:
     """Pictures of at most `side` pixels, uint8 (H, W, 3), by the sha256 of their file.
 
-    It grows to `pixel_cache_gb` (as counted when it is opened) and then takes in no more. A
-    damaged file in it is made anew; a full disk only means that nothing is kept.
+    With those of other sides it grows to `pixel_cache_gb` and then takes in no more. Processes
+    that read for a training share the room that there is when they begin. A damaged file in it is
+    made anew; a full disk only means that nothing is kept.
     """
 
     def __init__(self, settings: Settings, side: int) -> None:
         self._folder = settings.home / "cache" / "pixels" / str(side)
-        self._side = side
-        used = sum(file.stat().st_size for file in self._folder.glob("*/*.npy"))
-        self._room = settings.pixel_cache_gb * 1e9 - used
+        self._side, self._most = side, settings.pixel_cache_gb * 1e9
+        self._room, self._process = 0.0, 0
 
     def get(self, sha256: str, decode: Callable[[], Pixels]) -> Pixels:
         """The pixels of a file; `decode` gives them in full size where they are not kept."""
@@ -39,16 +45,25 @@ class PixelCache:
         return pixels
 
     def _keep(self, path: Path, pixels: Pixels) -> None:
+        if self._process != os.getpid():
+            self._room, self._process = self._share(), os.getpid()
         if pixels.nbytes > self._room:
             return
         buffer = io.BytesIO()
         np.save(buffer, pixels, allow_pickle=False)
-        try:
-            write_whole(path, buffer.getvalue())
-        except OSError:
-            self._room = 0
-        else:
+        if keep(path, buffer.getvalue()):
             self._room -= pixels.nbytes
+        else:
+            self._room = 0
+
+    def _share(self) -> float:
+        """This process's share of the room that is left, in bytes."""
+        used = 0
+        for file in self._folder.parent.glob("*/*/*.npy"):
+            with suppress(FileNotFoundError):
+                used += file.stat().st_size
+        worker = get_worker_info()
+        return (self._most - used) / (worker.num_workers if worker else 1)
 
 
 def _checked(pixels: Pixels, side: int) -> Pixels:
@@ -66,6 +81,18 @@ def shrink(pixels: Pixels, side: int) -> Pixels:
     size = max(1, round(width * factor)), max(1, round(height * factor))
     smaller: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     return smaller
+
+
+def keep(path: Path, data: bytes) -> bool:
+    """Write a copy of what can be had again, unless the disk is wanted for what cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(path.parent).free < _RESERVE:
+            return False
+        write_whole(path, data)
+    except OSError:
+        return False
+    return True
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -8,7 +8,6 @@
 | a path | a local folder or archive (.zip, .tar, .tar.gz, .tgz) |
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from gun_detection.datasets.labels import Label
 from gun_detection.datasets.layouts import Sample, find_samples
 from gun_detection.datasets.trees import Tree, open_folder, open_prefix
 from gun_detection.errors import DatasetError, NotFoundError, SettingsError
+from gun_detection.scratch import scratch
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage, parse_s3_uri
 
@@ -52,8 +52,7 @@ def open_source(spec: str, settings: Settings, storage: Storage) -> Iterator[Sou
     is unknown or whose archive is unsafe.
     """
     kind, _, rest = spec.partition(":")
-    with tempfile.TemporaryDirectory(prefix="gun-detection-") as name:
-        folder = Path(name)
+    with scratch(settings, "source") as folder:
         if kind == "synthetic":
             yield _synthetic(rest)
         elif kind == "kaggle":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gun_detection.datasets.cache import PixelCache, write_whole
+from gun_detection.datasets.cache import PixelCache, keep
 from gun_detection.datasets.groups import Split
 from gun_detection.datasets.manifest import Entry, Manifest, image_key
 from gun_detection.errors import DatasetError
@@ -103,7 +103,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
                 "it was changed or damaged; delete it there and ingest the source again",
                 reason="SHA256_MISMATCH",
             )
-        write_whole(path, data)
+        keep(path, data)
         return data
 
     def _client(self) -> Storage:

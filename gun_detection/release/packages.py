@@ -37,6 +37,7 @@ from gun_detection.detector.engines import (
 from gun_detection.detector.inference import Predictor
 from gun_detection.errors import ModelError, SettingsError
 from gun_detection.release.champion import get_model
+from gun_detection.release.copies import copies, make_room, note_use
 from gun_detection.release.registry import WEIGHT_SUFFIXES, load_model, open_file
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -179,7 +180,7 @@ def package_key(model_id: str, engine: str, file: str) -> str:
 
 
 def cached_file(file: str, settings: Settings) -> Path:
-    return settings.home / "cache" / "engines" / file
+    return copies(settings) / "engines" / file
 
 
 def _choose(
@@ -223,9 +224,12 @@ def _fetch(
     """A stored file in the local cache; its sha256 is checked every time."""
     path = cached_file(file, settings)
     if path.exists():
+        note_use(path)
         with path.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() == sha256:
                 return path
     # A damaged copy is only a copy.
     key = package_key(model_id, engine, file)
-    return storage.download(settings.data_bucket, key, path, sha256=sha256)
+    storage.download(settings.data_bucket, key, path, sha256=sha256)
+    make_room(settings)
+    return path

@@ -34,6 +34,7 @@ from gun_detection.detector.weights import (
 )
 from gun_detection.errors import ModelError, NotFoundError, SettingsError, TerminalError
 from gun_detection.release.champion import get_model, require_weights
+from gun_detection.release.copies import copies, make_room, note_use
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -138,14 +139,16 @@ def load_model(version: ModelVersion, settings: Settings, storage: Storage) -> F
     """The detector of a version, from the local cache or S3; its sha256 is checked every time."""
     require_weights(version)
     detector = DetectorConfig.model_validate(version.config["detector"])
-    path = settings.home / "cache" / "models" / f"{version.weights_sha256}.safetensors"
+    path = copies(settings) / "models" / f"{version.weights_sha256}.safetensors"
     if path.exists():
+        note_use(path)
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == version.weights_sha256:
             return deserialize(data, detector)
         # A damaged copy is only a copy.
         path.unlink()
     storage.download(settings.data_bucket, version.weights_key, path, sha256=version.weights_sha256)
+    make_room(settings)
     return deserialize(path.read_bytes(), detector, sha256=version.weights_sha256)
 
 

@@ -9,9 +9,7 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
@@ -21,6 +19,7 @@ from gun_detection.database import open_session
 from gun_detection.database.models import LedgerEntry, ScoringRun, Shard
 from gun_detection.errors import TerminalError, TransientError, explain_os_error
 from gun_detection.scoring.quarantine import retry
+from gun_detection.scratch import scratch
 from gun_detection.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -84,10 +83,10 @@ def _run_worker(
     take_over: bool,
 ) -> Ended:
     try:
-        with tempfile.TemporaryDirectory(prefix="gun-detection-scoring-") as name:
+        with scratch(settings, "shard") as folder:
             return run_child(
                 _command(shard_id, take_over=take_over),
-                Path(name),
+                folder,
                 _environment(settings),
                 lambda progress: on_progress(progress["done"], progress["total"]),
                 # Then another attempt may have the shard, and this one is of no more use.

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import os
-import tempfile
+import signal
+import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from gun_detection.database import open_session
 from gun_detection.errors import ServiceUnavailableError
 from gun_detection.logs import configure_logging
 from gun_detection.release.registry import open_file
+from gun_detection.scratch import scratch
 from gun_detection.serving.app import create_app
 from gun_detection.serving.frame import MOST_HEAD_BYTES
 from gun_detection.serving.keys import KeyRing
@@ -90,11 +92,14 @@ def run(settings: Settings) -> None:
     Raises `GunDetectionError` at once for what would keep it from ever answering.
     """
     _check(settings)
-    with tempfile.TemporaryDirectory(prefix="gun-detection-serve-") as folder:
-        os.environ[_FOLDER] = folder
+    # uvicorn repeats the signal that stopped it, and this process would die before it cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Not in /tmp, where it might be deleted for its age while nobody asks.
+    with scratch(settings, "serve") as folder:
+        os.environ[_FOLDER] = str(folder)
         if settings.serve_workers > 1:
             # The figures' library looks at it when the processes to come import it.
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
         proxies = settings.serve_trusted_proxies
         uvicorn.run(
             "gun_detection.serving.server:application",

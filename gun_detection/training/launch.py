@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from gun_detection.children import run_child
 from gun_detection.errors import GunDetectionError, TransientError
+from gun_detection.scratch import scratch
 from gun_detection.settings import Settings
 from gun_detection.training.loop import Progress, State
 from gun_detection.training.worker import Job
@@ -29,8 +29,7 @@ def run_distributed(
 
     Raises what the workers raised, or `TransientError` when one of them was killed.
     """
-    with tempfile.TemporaryDirectory(prefix="gun-detection-training-") as name:
-        folder = Path(name)
+    with scratch(settings, "training") as folder:
         content = {
             "dataset_id": job.dataset_id,
             "config": job.config.model_dump(mode="json"),

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from gun_detection.datasets import cache
 from gun_detection.datasets.cache import PixelCache, shrink
@@ -61,6 +62,40 @@ def test_a_full_cache_takes_in_no_more(tmp_path: Path, files: Path) -> None:
     again = open_cache(tmp_path, gigabytes=10_000e-9)
     again.get("bb" * 32, Decoder())
     assert len(list(files.rglob("*.npy"))) == 1
+
+
+class Reading(Dataset[int]):
+    """Pictures of 7,200 bytes, each of which is kept where there is room."""
+
+    def __init__(self, opened: PixelCache) -> None:
+        self.opened = opened
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> int:
+        return self.opened.get(f"{index:064}", Decoder()).nbytes
+
+
+def test_processes_share_the_room(tmp_path: Path, files: Path) -> None:
+    """100,000 bytes are room for 13 pictures, or for 6 of each of two processes."""
+    opened = open_cache(tmp_path, gigabytes=1e-4)
+    for _ in range(3):
+        assert sum(DataLoader(Reading(opened), batch_size=None, num_workers=2)) == 40 * 7200
+        assert sum(file.stat().st_size for file in files.rglob("*.npy")) <= 100_000
+    assert len(list(files.rglob("*.npy"))) == 12
+    # Files of another size count as well.
+    open_cache(tmp_path, side=50, gigabytes=1e-4).get("ee" * 32, Decoder())
+    open_cache(tmp_path, side=50, gigabytes=1e-4).get("ff" * 32, Decoder())
+    assert sum(file.stat().st_size for file in files.rglob("*.npy")) <= 100_000
+
+
+def test_copies_leave_the_disk_some_room(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_RESERVE", 2**60)
+    assert (open_cache(tmp_path).get(NAME, Decoder()) == PICTURE).all()
+    assert not list(files.rglob("*.npy"))
 
 
 def test_a_full_disk_only_means_that_nothing_is_kept(

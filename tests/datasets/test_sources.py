@@ -1,5 +1,4 @@
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,12 +144,9 @@ def test_temporary_files_go(
     storage: Storage,
     make_folder: MakeFolder,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     archive = shutil.make_archive(str(tmp_path / "a"), "zip", make_folder("guns", 2))
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    temporary = settings.home / "tmp"
     with open_source(archive, settings, storage):
         assert any(temporary.rglob("*.jpeg"))
     assert not list(temporary.iterdir())

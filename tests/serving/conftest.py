@@ -81,8 +81,7 @@ def serving(
     try:
         running.wait(ready)
         yield running
-        # It ends in order; a single process then by the signal, as its caller expects.
-        assert process.poll() is not None or running.stop() in (0, -signal.SIGTERM), running.log
+        assert process.poll() is not None or running.stop() == 0, running.log
     finally:
         process.kill()
         process.wait()
