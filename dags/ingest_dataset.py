@@ -3,7 +3,7 @@
 from typing import Any
 
 from airflow.sdk import Param, dag, task
-from orchestration import DEFAULT_ARGS, TELL, TRAINING_DATA, ReportLink, progress_log
+from orchestration import DEADLINE, DEFAULT_ARGS, TELL, TRAINING_DATA, ReportLink, progress_log
 
 DOC = """
 ### Bring training data in
@@ -30,6 +30,7 @@ Running it again on the same data changes nothing and says so.
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
     on_failure_callback=TELL,
+    deadline=DEADLINE,
     tags=["gun-detection", "data"],
     doc_md=DOC,
     params={

@@ -1,4 +1,4 @@
-"""Telling people of failed runs and of promotions: a webhook in Slack's form, and e-mail.
+"""Telling people of failed and late runs and of promotions: a webhook in Slack's form, and e-mail.
 
 Each is sent where Airflow has a connection for it, and nothing is said where it has none:
 `gun_detection_webhook` (HTTP) and `gun_detection_email` (SMTP). A message that cannot be sent
@@ -94,8 +94,7 @@ class FailedRun(BaseNotifier):
 
     def notify(self, context: Any) -> None:
         dag_id, run_id = context["dag"].dag_id, context["run_id"]
-        url = f"{conf.get('api', 'base_url').rstrip('/')}/dags/{dag_id}/runs/{quote(run_id)}"
-        _tell(f"{dag_id} failed", self._details(context), url, self.log)
+        _tell(f"{dag_id} failed", self._details(context), _page(dag_id, run_id), self.log)
 
     def _details(self, context: Any) -> str:
         task = context.get("ti")
@@ -114,6 +113,28 @@ class FailedRun(BaseNotifier):
         return "\n".join(reasons[:_MOST]) or f"{task.task_id}: its log says why"
 
 
+class LateRun(BaseNotifier):
+    """Says that a run of a DAG goes on for longer than it should, where it may hang.
+
+    For a deadline, whose context is the run as Airflow's API shows it, and nothing else.
+    """
+
+    def __init__(self, hours: float) -> None:
+        super().__init__()
+        self.hours = hours
+
+    def notify(self, context: Any) -> None:
+        late = context["dag_run"]
+        dag_id, run_id = late["dag_id"], late["dag_run_id"]
+        _tell(
+            f"{dag_id} has not ended after {self.hours:g} hours",
+            f"The run {run_id} is {late['state']}: see which of its tasks waits or hangs. "
+            "Another run of this DAG begins only after it.",
+            _page(dag_id, run_id),
+            self.log,
+        )
+
+
 def keep_reason(context: Any) -> None:
     """Of a task that failed: what its own error says, for `FailedRun`.
 
@@ -126,6 +147,10 @@ def keep_reason(context: Any) -> None:
     error, task = context.get("exception"), context["ti"]
     if isinstance(error, GunDetectionError | AirflowFailException):
         task.xcom_push(key=_WHY, value=f"{task.task_id}: {error}"[:_LONGEST])
+
+
+def _page(dag_id: str, run_id: str) -> str:
+    return f"{conf.get('api', 'base_url').rstrip('/')}/dags/{dag_id}/runs/{quote(run_id)}"
 
 
 def _tell(line: str, details: str, url: str, log: Any) -> None:

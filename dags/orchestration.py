@@ -19,8 +19,10 @@ from airflow.sdk import (
     RetryAction,
     RetryRule,
 )
+from airflow.sdk.definitions.callback import SyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.exceptions import AirflowSkipException
-from notifications import Announcement, FailedRun, LargeRun, keep_reason
+from notifications import Announcement, FailedRun, LargeRun, LateRun, keep_reason
 from uploads_trigger import UploadsTrigger
 
 from gun_detection.errors import TransientError
@@ -62,6 +64,18 @@ def _setting(name: str, default: float) -> float:
         return default
 
 
+# Where the pictures of a night are at stake, a run that hangs is told of long before its tasks time
+# out: in Airflow nothing else ends it.
+_LATE_HOURS = _setting("LATE_HOURS", 6)
+DEADLINE = (
+    DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(hours=_LATE_HOURS),
+        callback=SyncCallback(LateRun, {"hours": _LATE_HOURS}),
+    )
+    if _LATE_HOURS > 0
+    else None
+)
 SCORING_TASKS = max(1, int(_setting("SCORING_TASKS", 2)))
 _WATCH_SECONDS = _setting("WATCH_SECONDS", 20)
 UPLOADS = Asset(

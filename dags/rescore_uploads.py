@@ -1,7 +1,7 @@
 """Score history again with a new champion, the newest uploads first."""
 
 from airflow.sdk import AssetOrTimeSchedule, dag
-from orchestration import CHAMPION, DEFAULT_ARGS, TELL, at_hours
+from orchestration import CHAMPION, DEADLINE, DEFAULT_ARGS, TELL, at_hours
 from scoring import PARAMS, scoring_tasks
 
 DOC = """
@@ -24,6 +24,7 @@ in the database for good.
     # Where workers are few, higher ranks go first.
     default_args=DEFAULT_ARGS | {"priority_weight": 1, "weight_rule": "absolute"},
     on_failure_callback=TELL,
+    deadline=DEADLINE,
     tags=["gun-detection", "scoring"],
     doc_md=DOC,
     params=PARAMS,

@@ -1,7 +1,7 @@
 """Score every upload that no model has scored."""
 
 from airflow.sdk import AssetOrTimeSchedule, dag
-from orchestration import DEFAULT_ARGS, SCORING_TASKS, TELL, UPLOADS, at_hours
+from orchestration import DEADLINE, DEFAULT_ARGS, SCORING_TASKS, TELL, UPLOADS, at_hours
 from scoring import PARAMS, scoring_tasks
 
 DOC = """
@@ -26,6 +26,7 @@ looked at it. What an earlier champion has scored is the work of `rescore_upload
     # Where workers are few, higher ranks go first.
     default_args=DEFAULT_ARGS | {"priority_weight": 10, "weight_rule": "absolute"},
     on_failure_callback=TELL,
+    deadline=DEADLINE,
     tags=["gun-detection", "scoring"],
     doc_md=DOC,
     params=PARAMS,

@@ -151,6 +151,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Pause between two looks for new uploads; 0: they wait for the night.",
     )
+    late_hours: float = Field(
+        6.0,
+        ge=0,
+        description="After so long a run that scores or ingests is late, which is told like a "
+        "failure; 0: never.",
+    )
     engine: Literal["auto", "eager", "cuda", "openvino-f32", "openvino-bf16", "openvino-int8"] = (
         Field(
             "auto",
@@ -184,6 +190,12 @@ class Settings(BaseSettings):
     )
     max_shards: int = Field(
         32, gt=0, le=256, description="Most shards of one run; in a larger run each grows."
+    )
+    shard_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="A shard is made larger, up to 20 times, where by earlier ones it would take "
+        "less.",
     )
     scoring_tasks: int = Field(
         2, gt=0, description="Shards that are scored at the same time, over all machines."

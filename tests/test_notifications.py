@@ -21,11 +21,16 @@ _NOTIFY = """
 import json, sys, types, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, {folder!r})
-from notifications import Announcement
+from notifications import Announcement, LargeRun, LateRun
 event, result, answer = json.loads(sys.stdin.read())
 task = types.SimpleNamespace(xcom_pull=lambda task_ids: result)
 operator = types.SimpleNamespace(generate_link_to_ui=lambda task_instance: "http://ui/approve")
-Announcement(event, "gate", answer=answer).notify({{"ti": task, "task": operator}})
+if event == "large":
+    LargeRun("survey").notify({{"ti": task, "task": operator}})
+elif event == "late":
+    LateRun(hours=6.0)({{"dag_run": result}})
+else:
+    Announcement(event, "gate", answer=answer).notify({{"ti": task, "task": operator}})
 """
 
 RESULT = {
@@ -52,6 +57,7 @@ def notify(
     environment = dict(os.environ) | {
         f"AIRFLOW_CONN_{name.upper()}": json.dumps(value) for name, value in connections.items()
     }
+    environment["AIRFLOW__API__BASE_URL"] = "http://ui/"
     ran = subprocess.run(
         [sys.executable, "-c", _NOTIFY.format(folder=str(REPOSITORY / "dags"))],
         input=json.dumps([event, RESULT | changes, answer]),
@@ -90,6 +96,40 @@ def test_each_event_is_told_in_its_own_words() -> None:
     assert rejected.startswith("*model-b was rejected by the gate*")
     assert refused.splitlines()[:2] == ["*model-b was not approved*", "By ann: no."]
     assert back.startswith("*model-a is champion again, after model-b*\nRolled back by ann: worse")
+
+
+def test_a_run_that_waits_for_a_word_says_what_comes_without_it() -> None:
+    with receive() as receiver:
+        notify(
+            "large",
+            webhook(receiver.port),
+            planned=1234567,
+            confirm_images=50000,
+            confirm_minutes=60.0,
+        )
+        [told] = receiver.messages
+    assert told.splitlines() == [
+        "*1,234,567 pictures wait to be scored, more than a run may without asking*",
+        "Without an answer within 60 minutes 50,000 of them are scored.",
+        "http://ui/approve",
+    ]
+
+
+def test_a_late_run_is_named() -> None:
+    with receive() as receiver:
+        notify(
+            "late",
+            webhook(receiver.port),
+            dag_id="score_uploads",
+            dag_run_id="scheduled__2026-01-01T03:00:00+00:00",
+            state="running",
+        )
+        [told] = receiver.messages
+    line, details, url = told.splitlines()
+    assert line == "*score_uploads has not ended after 6 hours*"
+    assert "scheduled__2026-01-01T03:00:00+00:00 is running" in details
+    run = "scheduled__2026-01-01T03%3A00%3A00%2B00%3A00"
+    assert url == f"http://ui/dags/score_uploads/runs/{run}"
 
 
 def test_nothing_is_said_without_a_connection() -> None:

@@ -193,7 +193,8 @@ class _Worker:
         # What `outcome` set aside.
         self.unread: list[Item] = []
         self._unread_in_a_row = 0
-        self._any_read = False
+        # An object that the server did deliver.
+        self._read: Item | None = None
         self._lock = threading.Lock()
 
     def forget(self, outcomes: list[Outcome]) -> None:
@@ -220,32 +221,45 @@ class _Worker:
             raise failed.error from None
 
     def outcome_at_last(self, item: Item) -> Outcome:
-        """The outcome of one that was set aside; raises the server's error if it gave nothing."""
+        """The outcome of one that was set aside.
+
+        Raises the server's error where it is the server that went away, or its access.
+        """
         try:
             return self._outcome(item)
         except _NotDelivered as failed:
             error = failed.error
-            if not self._any_read:
+            if not self._still_delivers():
                 raise error from None
             reason = "UNREADABLE" if isinstance(error, TransientError) else error.reason
             return _quarantine(item, None, TerminalError(error.message, reason=reason))
+
+    def _still_delivers(self) -> bool:
+        """Whether the server answers for an object that it delivered before."""
+        if self._read is None:
+            return False
+        try:
+            self._get(self._read)
+        except GunDetectionError as error:
+            return error.reason in _UNREADABLE
+        return True
+
+    def _get(self, item: Item) -> bytes:
+        return self._reader.get(
+            item.bucket, item.key, max_bytes=self._settings.max_image_bytes, etag=item.etag
+        )
 
     def _outcome(self, item: Item) -> Outcome:
         start = time.monotonic()
         with self._files.hold(item.size):
             try:
                 with self._meter.stage("read", self._reading):
-                    data = self._reader.get(
-                        item.bucket,
-                        item.key,
-                        max_bytes=self._settings.max_image_bytes,
-                        etag=item.etag,
-                    )
+                    data = self._get(item)
             except GunDetectionError as error:
                 if error.reason not in _UNREADABLE:
                     raise _NotDelivered(error) from error
                 return _quarantine(item, None, error)
-            self._any_read, self._unread_in_a_row = True, 0
+            self._read, self._unread_in_a_row = item, 0
             self._meter.count(bytes=len(data))
             sha256 = hashlib.sha256(data).hexdigest()
             with self._lock:

@@ -25,7 +25,10 @@ _LEAST = 0.1
 # `new`: what no model has scored; `rescore`: what another model than the present champion has.
 Kind = Literal["new", "rescore"]
 
-_TIMED_SHARDS = 50
+# Of so many shards, the last so many with at least so many pictures tell how fast scoring is.
+_KNOWN_SHARDS, _TIMED_SHARDS, _ENOUGH = 2000, 50, 100
+# At most so many times as much is put into a shard where pictures are quick.
+_MOST_GROWTH = 20
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def survey(
         chosen, arguments = _chosen(kind, model, sources, _cap(kind, settings))
         totals = f"SELECT COUNT(*) AS uploads, COALESCE(SUM(size), 0) AS bytes FROM ({chosen}) c"
         planned = session.execute(text(totals), arguments).one()
-        seconds = _estimate(session, model, planned.uploads, settings)
+        each = _seconds_each(session, model)
+    seconds = None if each is None else round(each * planned.uploads / settings.scoring_tasks, 1)
     hours = None if seconds is None else seconds * settings.scoring_tasks / 3600
     return Survey(
         kind=kind,
@@ -194,7 +198,7 @@ def open_run(
             "upload_ids": [upload_id for upload_id, _ in part],
             "bytes": sum(size for _, size in part),
         }
-        for number, part in enumerate(cut(chosen, settings))
+        for number, part in enumerate(cut(chosen, settings, _seconds_each(session, model)))
     ]
     if rows:
         session.execute(insert(Shard), rows)
@@ -209,10 +213,13 @@ def open_run(
     return made
 
 
-def cut(uploads: list[tuple[int, int]], settings: Settings) -> list[list[tuple[int, int]]]:
+def cut(
+    uploads: list[tuple[int, int]], settings: Settings, seconds: float | None = None
+) -> list[list[tuple[int, int]]]:
     """(id, bytes) of uploads in shards of like work, by count and by bytes.
 
-    A shard is full at `shard_images` or `shard_mb`, whichever comes first. In a small run they are
+    A shard is full at `shard_images` or `shard_mb`, whichever comes first, or later where it would
+    take less than `shard_minutes`, at so many `seconds` for a picture. In a small run they are
     smaller, so that all that score at the same time have one; where there would be more than
     `max_shards`, all of them are larger in proportion.
     """
@@ -220,7 +227,11 @@ def cut(uploads: list[tuple[int, int]], settings: Settings) -> list[list[tuple[i
     weights = [max(1 / settings.shard_images, size * per_byte) for _, size in uploads]
     total = sum(weights)
     least = max(1, min(settings.scoring_tasks, int(total / _LEAST)))
-    full = max(min(1.0, total / least), total / settings.max_shards)
+    growth = 1.0
+    if seconds and uploads:
+        minutes = seconds * len(uploads) / total / 60
+        growth = min(_MOST_GROWTH, max(1.0, settings.shard_minutes / minutes))
+    full = max(min(growth, total / least), total / settings.max_shards)
     shards: list[list[tuple[int, int]]] = []
     filled = full
     for upload, weight in zip(uploads, weights, strict=True):
@@ -282,30 +293,41 @@ def _scope(
     return condition, arguments | ({"model": model.id} if kind == "rescore" else {})
 
 
-def _estimate(
-    session: Session, model: ModelVersion, pictures: int, settings: Settings
-) -> float | None:
-    """Seconds of a run over so many pictures, from the last shards of the same architecture."""
+def _seconds_each(session: Session, model: ModelVersion) -> float | None:
+    """Seconds that one worker takes for a picture, from the last shards of the same architecture.
+
+    Shards of a few uploads, which tell more of their own start, count only where there are no
+    others; those of this very model come first. None where there are none.
+    """
     row = session.execute(
         text(
             """
-            SELECT SUM(seconds) AS seconds, SUM(pictures) AS pictures FROM (
-                SELECT (s.stats->>'seconds')::float AS seconds,
+            WITH known AS (
+                SELECT s.id, m.id = :model AS same,
+                       (s.stats->>'seconds')::float AS seconds,
                        (s.stats->>'pictures')::int AS pictures
                 FROM shard s JOIN scoring_run r ON r.id = s.run_id
                 JOIN model_version m ON m.id = r.model_id
                 WHERE s.finished_at IS NOT NULL AND m.architecture = :architecture
                 AND (s.stats->>'pictures')::int > 0
-                ORDER BY m.id = :model DESC, s.id DESC LIMIT :shards
+                ORDER BY s.id DESC LIMIT :known
+            )
+            SELECT SUM(seconds) AS seconds, SUM(pictures) AS pictures FROM (
+                SELECT * FROM known
+                WHERE pictures >= LEAST(:enough, (SELECT MAX(pictures) FROM known))
+                ORDER BY same DESC, id DESC LIMIT :timed
             ) timed
             """
         ),
-        {"architecture": model.architecture, "model": model.id, "shards": _TIMED_SHARDS},
+        {
+            "architecture": model.architecture,
+            "model": model.id,
+            "known": _KNOWN_SHARDS,
+            "enough": _ENOUGH,
+            "timed": _TIMED_SHARDS,
+        },
     ).one()
-    if not row.pictures:
-        return None
-    each: float = row.seconds / row.pictures
-    return round(each * pictures / settings.scoring_tasks, 1)
+    return float(row.seconds / row.pictures) if row.pictures else None
 
 
 # Nobody works at them, and nothing came of them for a day. One that goes on after all is closed

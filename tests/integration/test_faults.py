@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import text
@@ -13,7 +15,7 @@ from gun_detection.database import open_session
 from gun_detection.datasets.synthetic import upload_pictures
 from gun_detection.errors import TransientError
 from gun_detection.storage import Storage
-from tests.integration.conftest import RunningPlatform
+from tests.integration.conftest import SECONDS_TO_RUN, RunningPlatform, wait_until
 
 pytestmark = pytest.mark.airflow
 
@@ -54,6 +56,31 @@ def test_a_scoring_run_survives_a_kill(
     os.kill(platform.stack.supervisor.states()[victim].pid, signal.SIGKILL)
     assert wait(platform, run_id) == "success"
     assert sorted(outcomes(platform, prefix)) == sorted((prefix + p.name, 1) for p in pictures)
+
+
+@pytest.fixture
+def stuck(platform: RunningPlatform) -> Iterator[None]:
+    """No task begins until the end of the test."""
+
+    def slots(number: int) -> None:
+        path = "/pools/default_pool?update_mask=slots"
+        platform.airflow.request("PATCH", path, json={"slots": number})
+
+    before = platform.airflow.request("GET", "/pools/default_pool")["slots"]
+    slots(0)
+    yield
+    slots(before)
+
+
+@pytest.mark.usefixtures("champion", "stuck")
+def test_a_run_that_hangs_is_told_of(platform: RunningPlatform) -> None:
+    run_id = platform.airflow.trigger("score_uploads", {"bucket": platform.settings.uploads_bucket})
+    wait_until(lambda: bool(platform.receiver.about(run_id)), SECONDS_TO_RUN + 120)
+    [told] = platform.receiver.about(run_id)
+    line, details, url = told.splitlines()
+    assert line.startswith("*score_uploads has not ended after ")
+    assert f"{run_id} is running" in details
+    assert unquote(url) == f"{platform.airflow.url}/dags/score_uploads/runs/{run_id}"
 
 
 def test_a_training_that_was_killed_goes_on_from_its_checkpoint(

@@ -13,6 +13,7 @@ from gun_detection.storage import Storage
 from tests.integration.conftest import (
     APPROVAL_HOURS,
     ENGINE,
+    LATE_HOURS,
     PRESET,
     SOURCES,
     WEBHOOK,
@@ -79,7 +80,7 @@ def test_changed_settings_reach_the_services(
     platform: RunningPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUN_DETECTION_DATASET_SOURCE", '/some "folder" with 100% o\'dd; names')
-    for name in (APPROVAL_HOURS, ENGINE, PRESET, WEBHOOK, SOURCES):
+    for name in (APPROVAL_HOURS, ENGINE, LATE_HOURS, PRESET, WEBHOOK, SOURCES):
         # What other tests rely on stays.
         monkeypatch.setenv(name, platform.environment[name])
     changed = Stack(platform.stack.platform)

@@ -19,7 +19,7 @@ from gun_detection.images import DecoderPool, Reason
 from gun_detection.release.champion import promote
 from gun_detection.release.registry import publish
 from gun_detection.scoring import pipeline
-from gun_detection.scoring.leases import claim_shard
+from gun_detection.scoring.leases import claim_shard, give_up
 from gun_detection.scoring.pages import run_page
 from gun_detection.scoring.pipeline import score_shard
 from gun_detection.scoring.plan import Plan
@@ -115,6 +115,38 @@ def test_a_server_that_goes_away_ends_the_shard_soon(
     with pytest.raises(ServiceUnavailableError):
         score_shard(claim_shard(shard, few), Simulated(), few, Away(few))
     assert len(asked) < 20
+
+
+@pytest.mark.parametrize("error", [DENIED, AWAY])
+def test_a_server_that_goes_away_at_the_end_blames_no_object(
+    plan: Planned,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+    error: GunDetectionError,
+) -> None:
+    """Fewer than would end a shard in its midst."""
+    one_by_one = settings.model_copy(update={"readers": 1})
+
+    class Leaving(Storage):
+        left = 6
+
+        def get(self, bucket: str, key: str, **options: Any) -> bytes:
+            if not self.left:
+                raise error
+            self.left -= 1
+            return super().get(bucket, key, **options)
+
+    upload(storage, settings, **{f"b{number}": picture(number) for number in range(9)})
+    made = plan()
+    [shard] = made.shard_ids
+    lease = claim_shard(shard, one_by_one)
+    with pytest.raises(type(error)):
+        score_shard(lease, engine, one_by_one, Leaving(settings))
+    assert list(outcomes(settings).values()) == ["scored"] * 6
+    give_up(lease, settings)
+    score_all(made, settings, storage, engine)
+    assert list(outcomes(settings).values()) == ["scored"] * 9
 
 
 def test_a_decoder_that_died_once_is_tried_again(

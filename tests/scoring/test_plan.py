@@ -57,6 +57,19 @@ def test_time_and_cost_follow_from_earlier_shards(
     assert "| cost | about 3.00 |" in survey_text(vars(found))
 
 
+def test_shards_of_a_few_uploads_tell_less_of_speed_than_large_ones(
+    plan: Planned, surveyed: Surveyed, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    stats = "UPDATE shard SET stats = stats || '{}' WHERE stats->>'seconds' <> '50' RETURNING id"
+    for number, figures in enumerate(('{"seconds": 50, "pictures": 100}', '{"seconds": 3}')):
+        upload(storage, settings, **{f"a{number}": picture(number)})
+        score_all(plan(), settings, storage, engine)
+        rows(settings, stats.format(figures))
+    upload(storage, settings, **{f"n{number}": b"x" for number in range(100)})
+    found, _ = surveyed(settings=settings.model_copy(update={"scoring_tasks": 1}))
+    assert found.seconds == 50.0
+
+
 def test_the_oldest_come_first_and_the_rest_wait(
     plan: Planned, settings: Settings, storage: Storage
 ) -> None:
@@ -167,6 +180,32 @@ def test_shards_are_of_like_work(sizes: list[int], expected: list[int]) -> None:
 def test_a_shard_is_worth_its_start(pictures: int, expected: list[int]) -> None:
     settings = Settings(shard_images=100, scoring_tasks=2)
     assert [len(shard) for shard in cut([(n, 0) for n in range(pictures)], settings)] == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (None, [100] * 10),
+        # Ten minutes a shard: they do not shrink.
+        (6.0, [100] * 10),
+        # Five minutes are 300 pictures.
+        (1.0, [300, 300, 300, 100]),
+        # At least two, which are scored at the same time.
+        (0.001, [500, 500]),
+        (0.0, [100] * 10),
+    ],
+)
+def test_shards_grow_where_pictures_are_quick(seconds: float | None, expected: list[int]) -> None:
+    settings = Settings(shard_images=100, scoring_tasks=2, shard_minutes=5)
+    uploads = [(n, 0) for n in range(1000)]
+    assert [len(shard) for shard in cut(uploads, settings, seconds)] == expected
+    assert cut([], settings, seconds) == []
+
+
+def test_shards_grow_only_so_far() -> None:
+    settings = Settings(shard_images=10, scoring_tasks=1, shard_minutes=5)
+    shards = cut([(n, 0) for n in range(1000)], settings, 1e-6)
+    assert [len(shard) for shard in shards] == [200] * 5
 
 
 @pytest.mark.parametrize(
