@@ -4,6 +4,7 @@ An archive with anything else in it is refused as a whole with reason `UNSAFE_AR
 """
 
 import gzip
+import io
 import stat
 import tarfile
 import zipfile
@@ -11,17 +12,31 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from gun_detection.errors import DatasetError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _CHUNK = 2**20
+# A file of a tar archive brings a header, a header for a long name and padding to whole blocks.
+_TAR_OVERHEAD = 4096
+# The last two are what `tarfile` makes of numbers and chains of headers without an end.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    RecursionError,
+)
+
+Member = tuple[str, IO[bytes] | None]
 
 
 @dataclass(frozen=True)
 class ExtractLimits:
-    """Most files, most bytes when unpacked, and most unpacked bytes for each byte of the archive.
+    """Most files and folders, most bytes when unpacked, and most of them for each packed byte.
 
     The ratio is not looked at below `ratio_from` bytes: small text packs very well.
     """
@@ -47,11 +62,11 @@ def extract(archive: Path, folder: Path, limits: ExtractLimits | None = None) ->
         with open(archive, "rb") as file:
             magic = file.read(4)
         members = _zip_members if magic[:2] == b"PK" else _tar_members
-        for name, content in members(archive, folder):
-            target = folder.joinpath(*_safe_parts(name))
+        for name, content in members(archive, folder, budget):
             budget.add_file()
-            _write(target, content, budget)
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            if content is not None:
+                _write(folder.joinpath(*_safe_parts(name)), content, budget)
+    except _DAMAGE as error:
         raise DatasetError(
             f"{archive.name} is damaged or not a zip or tar archive ({error}): make it again",
             reason="BAD_ARCHIVE",
@@ -70,11 +85,18 @@ class _Budget:
     def add_file(self) -> None:
         self._files += 1
         if self._files > self._limits.files:
-            raise _unsafe(f"it holds more than {self._limits.files} files")
+            raise _unsafe(f"it holds more than {self._limits.files} files and folders")
 
     def add_bytes(self, count: int) -> None:
         self._bytes += count
-        if self._bytes > self._most:
+        self._check(self._bytes)
+
+    def reach(self, position: int) -> None:
+        """Come so far in the unpacked stream, headers and what is skipped included."""
+        self._check(position - _TAR_OVERHEAD * (self._files + 1))
+
+    def _check(self, count: int) -> None:
+        if count > self._most:
             raise _unsafe(f"it unpacks to more than {self._most} bytes")
 
 
@@ -92,12 +114,13 @@ def _safe_parts(name: str) -> tuple[str, ...]:
     return path.parts
 
 
-def _zip_members(archive: Path, folder: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _zip_members(archive: Path, folder: Path, budget: _Budget) -> Iterator[Member]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if info.is_dir():
                 _safe_parts(info.filename)
+                yield info.filename, None
                 continue
             if kind not in (0, stat.S_IFREG):
                 raise _unsafe(f"{info.filename[:100]!r} is not a regular file")
@@ -109,20 +132,52 @@ def _zip_members(archive: Path, folder: Path) -> Iterator[tuple[str, IO[bytes]]]
                 yield info.filename, content
 
 
-def _tar_members(archive: Path, folder: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _tar_members(archive: Path, folder: Path, budget: _Budget) -> Iterator[Member]:
     with open(archive, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
-    with (
-        gzip.open(archive) if packed else open(archive, "rb") as stream,
-        tarfile.open(fileobj=stream, mode="r:") as file,
-    ):
-        for info in file:
-            content = _tar_content(file, info, folder)
-            if content is not None:
-                yield info.name, content
+    with gzip.open(archive) if packed else open(archive, "rb") as stream:
+        metered = _Metered(stream, budget)
+        with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r:") as file:
+            for info in file:
+                metered.header_bytes = None
+                yield info.name, _tar_content(file, info, folder)
+                # tarfile would keep every member, and every global header, to the end.
+                file.members, file.pax_headers = [], {}  # type: ignore[attr-defined]
+                metered.header_bytes = 0
         # Only the end of a gzip stream has its checksum; a tar file ends in some padding.
         if len(stream.read(_CHUNK)) == _CHUNK:
             raise _unsafe("there is more after its end")
+
+
+class _Metered:
+    """What `tarfile` needs of an unpacked stream, within limits.
+
+    `tarfile` reads a header of any size at once, and keeps those that come before one member.
+    `header_bytes` counts them, and is None while the content of a file is read.
+    """
+
+    def __init__(self, stream: gzip.GzipFile | io.BufferedReader, budget: _Budget) -> None:
+        self._stream = stream
+        self._budget = budget
+        self.header_bytes: int | None = 0
+
+    def read(self, size: int) -> bytes:
+        if self.header_bytes is not None:
+            self.header_bytes += size
+        if size < 0 or max(size, self.header_bytes or 0) > _CHUNK:
+            raise _unsafe(f"a header in it has more than {_CHUNK} bytes")
+        data = self._stream.read(size)
+        self._budget.reach(self.tell())
+        return data
+
+    def seek(self, position: int) -> None:
+        if position < self.tell():
+            raise _unsafe("a header in it points back")
+        self._budget.reach(position)
+        self._stream.seek(position)
+
+    def tell(self) -> int:
+        return self._stream.tell()
 
 
 def _tar_content(file: tarfile.TarFile, info: tarfile.TarInfo, folder: Path) -> IO[bytes] | None:

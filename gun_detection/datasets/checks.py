@@ -52,6 +52,7 @@ class Checked:
     boxes: Boxes | None
     problems: list[Problem]
     dropped: int = 0
+    classes: tuple[tuple[str, bool], ...] = ()
 
 
 def check_sample(sample: Sample, data: bytes, decode: Callable[[bytes], DecodedImage]) -> Checked:
@@ -69,6 +70,8 @@ def check_sample(sample: Sample, data: bytes, decode: Callable[[bytes], DecodedI
     if isinstance(label, LabelError):
         return left_out(Problem(sample.name, "image", label.reason, label.message))
     height, width = pixels.shape[:2]
+    if fault := size_fault(label, width, height):
+        return left_out(Problem(sample.name, "image", "SIZE_MISMATCH", fault))
     boxes, problems = check_boxes(sample.name, label, width, height)
     dropped = sum(problem.kind == "box" for problem in problems)
     if dropped:
@@ -76,7 +79,21 @@ def check_sample(sample: Sample, data: bytes, decode: Callable[[bytes], DecodedI
             sample.name, "image", "BAD_BOX", f"{dropped} of its boxes cannot be used: left out"
         )
         return left_out(*problems, whole, dropped=dropped)
-    return Checked(sample.name, sha256, data, pixels, boxes, problems)
+    return Checked(sample.name, sha256, data, pixels, boxes, problems, classes=label.classes)
+
+
+def size_fault(label: Label, width: int, height: int) -> str | None:
+    """What is wrong with a label that was made for a picture of another size, or None.
+
+    Its boxes would lie elsewhere: the picture was scaled, or turned by its EXIF orientation.
+    """
+    if label.size in (None, (width, height)):
+        return None
+    stated = "x".join(f"{side:g}" for side in label.size)
+    return (
+        f"the label is for a picture of {stated}, this one is {width}x{height}: label it anew or "
+        "store the picture upright"
+    )
 
 
 def check_boxes(name: str, label: Label, width: int, height: int) -> tuple[Boxes, list[Problem]]:

@@ -10,6 +10,7 @@ Crops of more than 2 % and mirrored copies are not found.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -30,7 +31,6 @@ _BITS = 64
 _BANDS = MAX_DISTANCE + 2
 # Changing this text would move images between train and holdout.
 _SALT = "gun-detection/split/1:"
-_STRICTEST_FIRST: tuple[Split, ...] = ("holdout", "validation", "train")
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -65,20 +65,21 @@ def place(
     validation_share: float,
     holdout_share: float,
 ) -> dict[str, Placement]:
-    """Group and split of every image, given as sha256 → perceptual hash.
+    """Group and split of the images, given as sha256 → perceptual hash.
 
     Known images stay where they are. New ones that are near-duplicates of a known one, also by
-    way of other new ones, join its group and split; of several known ones a holdout image wins,
-    then a validation image, then the smallest group. Other groups are named after the smallest
-    sha256 in them.
+    way of other new ones, join its group and split; of several groups the one with the smallest
+    name. Where known ones are in different splits, their new near-duplicates have no place in the
+    answer: in either split they would tell of the other. Other groups are named after the
+    smallest sha256 in them.
     """
     new = sorted(sha for sha in images if sha not in known)
-    hosts: dict[int, Placement] = {}
+    hosts: dict[int, set[Placement]] = defaultdict(set)
     for placement in known.values():
-        hosts[placement.phash] = _stricter(hosts.get(placement.phash), placement)
+        hosts[placement.phash].add(placement)
     hashes = sorted({images[sha] for sha in new} | set(hosts))
     sets = _DisjointSets({images[sha] for sha in new})
-    joined: dict[int, Placement] = {}
+    joined: dict[int, set[Placement]] = defaultdict(set)
     touching = [(one, one) for one in hashes] + [
         (hashes[i], hashes[j]) for i, j in near_pairs(np.array(hashes, np.uint64))
     ]
@@ -87,25 +88,20 @@ def place(
             sets.join(one, other)
     for one, other in touching + [(other, one) for one, other in touching]:
         if one in sets and other in hosts:
-            root = sets.root(one)
-            joined[root] = _stricter(joined.get(root), hosts[other])
+            joined[sets.root(one)] |= hosts[other]
     names: dict[int, str] = {}
     placed = {sha: known[sha] for sha in images if sha in known}
     for sha in new:
         root = sets.root(images[sha])
-        host = joined.get(root)
-        group = host.group if host else names.setdefault(root, sha)
-        split = host.split if host else split_of(group, validation_share, holdout_share)
+        splits = {host.split for host in joined[root]}
+        if len(splits) > 1:
+            continue
+        group = min((host.group for host in joined[root]), default=None) or names.setdefault(
+            root, sha
+        )
+        split = splits.pop() if splits else split_of(group, validation_share, holdout_share)
         placed[sha] = Placement(images[sha], group, split)
     return placed
-
-
-def _stricter(one: Placement | None, other: Placement) -> Placement:
-    return other if one is None else min(one, other, key=_strictness)
-
-
-def _strictness(placement: Placement) -> tuple[int, str]:
-    return _STRICTEST_FIRST.index(placement.split), placement.group
 
 
 class _DisjointSets:

@@ -15,11 +15,11 @@ from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from gun_detection.database.models import DatasetVersion
+from gun_detection.database.models import DatasetVersion, ModelVersion, Promotion
 from gun_detection.datasets import manifest as keys
 from gun_detection.datasets import report
 from gun_detection.datasets.findings import Findings, Kept, look_at
-from gun_detection.datasets.groups import Placement, place
+from gun_detection.datasets.groups import SPLITS, Placement, place
 from gun_detection.datasets.manifest import Entry, Manifest, load_manifest
 from gun_detection.datasets.sources import Source, open_source
 from gun_detection.errors import DatasetError
@@ -34,6 +34,7 @@ Progress = Callable[[int, int], None]
 _UPLOADERS = 8
 # Bounds the time of an ingest where every night has a source of its own name.
 _REMEMBERED_SOURCES = 32
+_BRIDGES = "it resembles earlier pictures of more than one split: in either it would be a leak"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def ingest(
     created = _publish(name, dataset, content, settings, storage, session)
     log.info(
         "data set ingested" if created else "data set is unchanged: nothing new was stored",
-        extra={"dataset": dataset.id, "source": name, **content["counts"]},
+        extra={"dataset": dataset.id, "source": name} | content["counts"] | content["classes"],
     )
     return IngestResult(dataset.id, created, dataset.holdout_id, content["counts"], content)
 
@@ -144,7 +145,9 @@ def _check_budget(name: str, findings: Findings, settings: Settings, storage: St
 def _known_placements(
     settings: Settings, storage: Storage, session: Session
 ) -> dict[str, Placement]:
-    """Where images belong by the newest version of every source; the youngest version decides."""
+    """Where images belong by the newest version of every source, of which the youngest decides, and
+    before all by what the last champions learned from.
+    """
     source, made = DatasetVersion.source, DatasetVersion.created_at
     newest = select(source, func.max(made)).group_by(source)
     youngest = (
@@ -153,16 +156,26 @@ def _known_placements(
         .order_by(made.desc())
         .limit(_REMEMBERED_SOURCES)
     )
+    learned = (
+        select(ModelVersion.dataset_id)
+        .join(Promotion, Promotion.model_id == ModelVersion.id)
+        .where(ModelVersion.dataset_id.is_not(None))
+        .group_by(ModelVersion.dataset_id)
+        .order_by(func.max(Promotion.id).desc())
+        .limit(_REMEMBERED_SOURCES)
+    )
     known: dict[str, Placement] = {}
-    for dataset_id in reversed(session.scalars(youngest).all()):
-        entries = load_manifest(storage, settings.data_bucket, dataset_id).entries
-        known |= {entry.sha256: entry.placement for entry in entries}
+    for dataset_id in dict.fromkeys([*session.scalars(learned), *session.scalars(youngest)]):
+        for entry in load_manifest(storage, settings.data_bucket, dataset_id).entries:
+            known.setdefault(entry.sha256, entry.placement)
     return known
 
 
 def _manifest(findings: Findings, known: dict[str, Placement], settings: Settings) -> Manifest:
     hashes = {sha256: image.phash for sha256, image in findings.kept.items()}
     placed = place(hashes, known, settings.validation_share, settings.holdout_share)
+    for sha256 in hashes.keys() - placed.keys():
+        findings.leave_out(sha256, "BRIDGES_SPLITS", _BRIDGES)
     return Manifest(tuple(_entries(findings.kept, placed)))
 
 
@@ -183,7 +196,7 @@ def _entries(kept: dict[str, Kept], placed: dict[str, Placement]) -> Iterable[En
 
 
 def _check_splits(dataset: Manifest) -> None:
-    for split in ("train", "holdout"):
+    for split in SPLITS:
         entries = dataset.split(split)
         if not any(entry.boxes for entry in entries):
             raise DatasetError(

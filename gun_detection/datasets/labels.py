@@ -1,15 +1,16 @@
 """Label formats: the text of one label file → boxes.
 
-Every parser returns `Label`s whose boxes are xyxy float64 of shape (N, 4), in upright pixels or,
-where the format gives shares of the picture's size, in [0, 1] with `relative` set. What a box
-holds is not judged here (`checks` does); a file that cannot be read as its format raises
-`LabelError` with reason `BAD_LABEL` or `COUNT_MISMATCH`.
+Every parser returns boxes as xyxy float64 of shape (N, 4), in upright pixels or, where the format
+gives shares of the picture's size, in [0, 1] with `relative` set: a `Label`, or `NamedBoxes` where
+boxes have classes. What a box holds is not judged here (`checks` does); a file that cannot be read
+as its format raises `LabelError` with reason `BAD_LABEL` or `COUNT_MISMATCH`.
 """
 
 import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -18,21 +19,36 @@ import numpy.typing as npt
 import yaml
 from defusedxml import DefusedXmlException, ElementTree
 
-from gun_detection.errors import LabelError
+from gun_detection.errors import DatasetError, LabelError
 
 Boxes = npt.NDArray[np.float64]
+# Width and height.
+Size = tuple[float, float]
 
-_GUN_WORDS = re.compile(
-    r"gun|pistol|rifle|revolver|firearm|weapon|carbine|musket|glock|^ak.?47$|^smg$", re.IGNORECASE
+# A name becomes words: at whatever is no letter or digit, and where camel case starts a new one.
+_GAPS = re.compile(r"[\W_]+|(?<=[a-z0-9])(?=[A-Z])")
+# The group is how the word begins, as in handgun; what goes on is something else, as in gunman.
+_GUNS = re.compile(
+    r"\b(\w*)(?:(?:gun|rifle|revolver|firearm|weapon|carbine|musket|glock|smg|sniper|bazooka"
+    r"|launcher)s?\d*|pistol\w*)\b|\bak ?47\b"
 )
+_NO_GUNS = {"no", "non", "not", "without"}
+_NO_GUNS |= {"toy", "water", "glue", "nail", "heat", "staple", "spray", "massage"}
+_GENERIC = re.compile(r"(?:(?:obj|object|class|item|target|label|thing)s?)? ?\d*")
 
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """The boxes of one picture; none of them means a picture without a gun."""
+    """The boxes of one picture; none of them means a picture without a gun.
+
+    `size` is what the label says of the picture, if it does. `classes` has the name of every box
+    that the label file has, and whether it counts as a gun.
+    """
 
     boxes: Boxes
     relative: bool = False
+    size: Size | None = None
+    classes: tuple[tuple[str, bool], ...] = ()
 
     def pixels(self, width: int, height: int) -> Boxes:
         """The boxes in pixels of an upright picture of this size."""
@@ -41,16 +57,20 @@ class Label:
         return self.boxes * np.array([width, height, width, height], np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NamedBoxes:
-    """Boxes with their category names, before the names are narrowed down to guns."""
+    """Boxes with the names of their classes, before these are narrowed down to guns."""
 
-    boxes: list[list[float]]
+    boxes: Boxes
     names: list[str]
+    relative: bool = False
+    size: Size | None = None
 
-    def label(self, guns: frozenset[str]) -> Label:
-        kept = [box for box, name in zip(self.boxes, self.names, strict=True) if name in guns]
-        return Label(to_boxes(kept))
+    def label(self, guns: frozenset[str] | None) -> Label:
+        """The boxes of the classes that are guns, or all."""
+        classes = tuple((name, guns is None or name in guns) for name in self.names)
+        kept = np.array([is_gun for _, is_gun in classes], bool)
+        return Label(self.boxes[kept], self.relative, self.size, classes)
 
 
 def to_boxes(rows: Iterable[Iterable[float]]) -> Boxes:
@@ -59,13 +79,29 @@ def to_boxes(rows: Iterable[Iterable[float]]) -> Boxes:
 
 
 def gun_categories(names: Iterable[str]) -> frozenset[str]:
-    """The categories that count as guns: those with a gun-like name, or all if none has one.
+    """Of the classes of a whole source those that are guns, by the words in their names.
 
-    A set of one unnamed class (`object`, `0`) is thus read as guns, while `person` and `knife`
-    beside `pistol` are left out.
+    `person`, `toy gun` and `no-weapon` are left out. Where no name tells, all are guns, if there
+    is one class or the names mean nothing (`object`, `class_1`, `0`). Raises `DatasetError` with
+    reason `UNKNOWN_CLASSES` otherwise.
     """
     every = frozenset(names)
-    return frozenset(name for name in every if _GUN_WORDS.search(name)) or every
+    words = {name: " ".join(_GAPS.split(name)).strip().lower() for name in every}
+    found = {name: _GUNS.findall(text) for name, text in words.items()}
+    guns = frozenset(
+        name
+        for name, starts in found.items()
+        if starts and _NO_GUNS.isdisjoint([*starts, *words[name].split()])
+    )
+    alone = len(every) == 1 and not any(found.values())
+    if guns or alone or all(map(_GENERIC.fullmatch, words.values())):
+        return guns or every
+    some = ", ".join(name[:40] for name in sorted(every)[:20])
+    raise DatasetError(
+        f"no class has the name of a gun ({some}): rename those that are guns to gun, or leave out "
+        "the others",
+        reason="UNKNOWN_CLASSES",
+    )
 
 
 def decode_text(data: bytes) -> str:
@@ -83,7 +119,8 @@ def parse_counted_text(data: bytes) -> Label:
     when the first line does not count the lines that follow it.
     """
     lines = [line.split() for line in decode_text(data).splitlines() if line.strip()]
-    if not lines or len(lines[0]) != 1 or not lines[0][0].isdecimal():
+    # Python refuses to read numbers of thousands of digits.
+    if not lines or len(lines[0]) != 1 or not lines[0][0].isdecimal() or len(lines[0][0]) > 9:
         raise LabelError("the first line is not the number of boxes")
     rows = [_numbers(fields, 4) for fields in lines[1:]]
     if int(lines[0][0]) != len(rows):
@@ -93,33 +130,30 @@ def parse_counted_text(data: bytes) -> Label:
     return Label(to_boxes(rows))
 
 
-def parse_yolo(data: bytes, names: Mapping[int, str] | None = None) -> Label:
+def parse_yolo(data: bytes, names: Mapping[int, str] | None = None) -> NamedBoxes:
     """One `class cx cy width height` line per box, in shares of the picture's size.
 
-    Without `names` (from `data.yaml`) every class is a gun. An empty file has no gun.
+    Without `names` (from `data.yaml`) a class is named by its number. An empty file has no gun.
     """
-    guns = gun_categories(names.values()) if names else None
-    rows = []
+    rows, classes = [], []
     for line in decode_text(data).splitlines():
         if not line.strip():
             continue
         index, cx, cy, width, height = _numbers(line.split(), 5)
         if not index.is_integer() or index < 0:
             raise LabelError(f"{index:g} is not the number of a class")
-        if guns is not None and names is not None:
-            if int(index) not in names:
-                raise LabelError(f"class {index:g} is not named in data.yaml")
-            if names[int(index)] not in guns:
-                continue
+        if names and int(index) not in names:
+            raise LabelError(f"class {index:g} is not named in data.yaml")
+        classes.append(names[int(index)] if names else f"{index:.0f}")
         rows.append([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2])
-    return Label(to_boxes(rows), relative=True)
+    return NamedBoxes(to_boxes(rows), classes, relative=True)
 
 
 def parse_yolo_names(data: bytes) -> dict[int, str]:
     """Class number → name from a `data.yaml`; empty when it names none."""
     try:
         content = yaml.safe_load(decode_text(data))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise LabelError(f"data.yaml is not YAML: {_first_line(error)}") from None
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, list):
@@ -142,14 +176,15 @@ def parse_voc(data: bytes) -> NamedBoxes:
         corners = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         boxes.append(_numbers([text or "" for text in corners], 4))
         names.append((item.findtext("name") or "").strip())
-    return NamedBoxes(boxes, names)
+    size = _size(root.findtext("size/width"), root.findtext("size/height"))
+    return NamedBoxes(to_boxes(boxes), names, size=size)
 
 
 def load_json(data: bytes) -> object:
     """The content of a JSON file; raises `LabelError` if it is none."""
     try:
         return json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise LabelError(f"not JSON: {_first_line(error)}") from None
 
 
@@ -161,32 +196,36 @@ def is_coco(content: object) -> TypeGuard[dict[str, Any]]:
     )
 
 
-def parse_coco(content: dict[str, Any]) -> dict[str, Label | LabelError]:
-    """COCO detection JSON: file name → its boxes, from `bbox` = x, y, width, height in pixels.
+def parse_coco(
+    content: dict[str, Any],
+) -> tuple[frozenset[str], dict[str, NamedBoxes | LabelError]]:
+    """COCO detection JSON: the names of its categories, and file name → its boxes.
 
-    Crowd regions are skipped. Images without annotations are negatives. Raises `LabelError`
-    when the file as a whole is not COCO; a bad annotation makes only its image a fault.
+    They come from `bbox` = x, y, width, height in pixels; without `categories` their class is
+    named by its number. Crowd regions are skipped. Images without annotations are negatives.
+    Raises `LabelError` when the file as a whole is not COCO; a bad annotation makes only its
+    image a fault.
     """
     try:
         names = {item["id"]: str(item["name"]) for item in content.get("categories") or []}
-        files = {item["id"]: str(item["file_name"]) for item in content["images"]}
+        images = {item["id"]: (str(item["file_name"]), item) for item in content["images"]}
         by_image = _annotations_by_image(content["annotations"])
     except (KeyError, TypeError, AttributeError) as error:
         raise LabelError(f"not COCO: an entry is not as it should be ({error})") from None
-    strangers = by_image.keys() - files.keys()
+    strangers = by_image.keys() - images.keys()
     if strangers:
         raise LabelError(f"not COCO: image_id {next(iter(strangers))!r} is not in `images`")
-    guns = gun_categories(names.values())
-    labels: dict[str, Label | LabelError] = {}
-    for image_id, name in files.items():
+    labels: dict[str, NamedBoxes | LabelError] = {}
+    for image_id, (name, image) in images.items():
         if name in labels:
             labels[name] = LabelError(f"{name} is in `images` twice")
             continue
         try:
-            labels[name] = Label(to_boxes(_coco_boxes(by_image[image_id], names, guns)))
+            size = _size(image.get("width"), image.get("height"))
+            labels[name] = _coco_boxes(by_image[image_id], names, size)
         except LabelError as fault:
             labels[name] = fault
-    return labels
+    return frozenset(names.values()), labels
 
 
 def _annotations_by_image(annotations: list[Any]) -> dict[Any, list[dict[str, Any]]]:
@@ -198,19 +237,29 @@ def _annotations_by_image(annotations: list[Any]) -> dict[Any, list[dict[str, An
 
 
 def _coco_boxes(
-    annotations: list[dict[str, Any]], names: dict[Any, str], guns: frozenset[str]
-) -> Iterator[list[float]]:
+    annotations: list[dict[str, Any]], names: dict[Any, str], size: Size | None
+) -> NamedBoxes:
+    rows, classes = [], []
     for annotation in annotations:
         category = annotation.get("category_id")
         if names and category not in names:
             raise LabelError(f"category {category!r} is not in `categories`")
-        if names and names[category] not in guns:
-            continue
         bbox = annotation.get("bbox")
         if not isinstance(bbox, list):
             raise LabelError("an annotation has no `bbox`")
         x, y, width, height = _numbers([str(value) for value in bbox], 4)
-        yield [x, y, x + width, y + height]
+        rows.append([x, y, x + width, y + height])
+        classes.append(names[category] if names else str(category))
+    return NamedBoxes(to_boxes(rows), classes, size=size)
+
+
+def _size(width: object, height: object) -> Size | None:
+    """The size that a label states; many tools leave it out or write 0."""
+    try:
+        size = float(str(width)), float(str(height))
+    except ValueError:
+        return None
+    return size if all(0 < side < math.inf for side in size) else None
 
 
 def _numbers(fields: list[str], count: int) -> list[float]:

@@ -45,6 +45,7 @@ _SAMPLED_LABELS = 50
 
 LabelOf = Callable[[], Label | LabelError]
 Labels = dict[str, LabelOf]
+Parse = Callable[[bytes], Label]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class _Files:
 def find_samples(tree: Tree, max_image_bytes: int) -> list[Sample]:
     """The samples of a tree in order of their names.
 
-    Raises `DatasetError` when there are no pictures or labels, or labels of several formats.
+    Raises `DatasetError` when there are no pictures or labels, labels of several formats or of
+    unclear classes, or when no class is known to be a gun.
     """
     prefix = _wrapper(tree.paths)
     paths = [path.removeprefix(prefix) for path in tree.paths]
@@ -185,26 +187,29 @@ def _coco_labels(files: _Files) -> Labels:
     paths = files.with_suffix(".json")
     if len(paths) > _MAX_JSON_FILES:
         return {}
+    read = {path: _read_coco(files, path) for path in paths}
+    guns = gun_categories(name for names, _ in read.values() for name in names)
     by_path = {path: _key(path) for path in files.images}
     by_name = defaultdict(set)
     for path, key in by_path.items():
         by_name[PurePosixPath(path).name].add(key)
     return _collect(
-        (_coco_key(name, PurePosixPath(path).parent, by_path, by_name), partial(_same, label))
-        for path in paths
-        for name, label in _read_coco(files, path).items()
+        (
+            _coco_key(name, PurePosixPath(path).parent, by_path, by_name),
+            partial(_named_label, item, guns if names else None),
+        )
+        for path, (names, labels) in read.items()
+        for name, item in labels.items()
     )
 
 
-def _same(label: Label | LabelError) -> Label | LabelError:
-    return label
-
-
-def _read_coco(files: _Files, path: str) -> dict[str, Label | LabelError]:
-    """The labels of a COCO file, none of a JSON file that is something else."""
+def _read_coco(
+    files: _Files, path: str
+) -> tuple[frozenset[str], dict[str, NamedBoxes | LabelError]]:
+    """The classes and labels of a COCO file, none of a JSON file that is something else."""
     try:
         content = load_json(files.read_label(path, _MAX_COCO_BYTES))
-        return parse_coco(content) if is_coco(content) else {}
+        return parse_coco(content) if is_coco(content) else (frozenset(), {})
     except LabelError as error:
         raise DatasetError(f"{path}: {error.message}", reason="BAD_LABEL") from error
 
@@ -229,10 +234,10 @@ def _voc_labels(files: _Files) -> Labels:
             parsed.append((_key(path), fault))
     names = (name for _, item in parsed if isinstance(item, NamedBoxes) for name in item.names)
     guns = gun_categories(names)
-    return _collect((key, partial(_voc_label, item, guns)) for key, item in parsed)
+    return _collect((key, partial(_named_label, item, guns)) for key, item in parsed)
 
 
-def _voc_label(item: NamedBoxes | LabelError, guns: frozenset[str]) -> Label | LabelError:
+def _named_label(item: NamedBoxes | LabelError, guns: frozenset[str] | None) -> Label | LabelError:
     return item.label(guns) if isinstance(item, NamedBoxes) else item
 
 
@@ -240,19 +245,21 @@ def _text_labels(files: _Files) -> Labels:
     paths = _label_files(files, ".txt")
     if not paths:
         return {}
-    parse = _text_parser(files, paths)
-    return _collect((_key(path), partial(_text_label, files, path, parse)) for path in paths)
+    parsers = zip(paths, _text_parsers(files, paths), strict=True)
+    return _collect(
+        (_key(path), partial(_text_label, files, path, parse)) for path, parse in parsers
+    )
 
 
-def _text_label(files: _Files, path: str, parse: Callable[[bytes], Label]) -> Label | LabelError:
+def _text_label(files: _Files, path: str, parse: Parse) -> Label | LabelError:
     try:
         return parse(files.read_label(path))
     except LabelError as fault:
         return fault
 
 
-def _text_parser(files: _Files, paths: list[str]) -> Callable[[bytes], Label]:
-    """Counted text or YOLO, by what most of a sample of the label files look like."""
+def _text_parsers(files: _Files, paths: list[str]) -> list[Parse]:
+    """For every file counted text or YOLO, by what most of a sample of them look like."""
     step = max(1, len(paths) // _SAMPLED_LABELS)
     votes = [_text_vote(files, path) for path in paths[::step]]
     counted, yolo = votes.count("counted"), votes.count("yolo")
@@ -263,14 +270,44 @@ def _text_parser(files: _Files, paths: list[str]) -> Callable[[bytes], Label]:
             reason="AMBIGUOUS_LAYOUT",
         )
     if counted > yolo:
-        return parse_counted_text
+        return [parse_counted_text] * len(paths)
+    names_of = _yolo_names(files, paths)
+    distinct = {id(names): names for names in names_of}.values()
+    guns = gun_categories(name for names in distinct for name in names.values())
+    return [partial(_yolo_label, names=names, guns=guns if names else None) for names in names_of]
+
+
+def _yolo_label(data: bytes, names: Mapping[int, str], guns: frozenset[str] | None) -> Label:
+    return parse_yolo(data, names).label(guns)
+
+
+def _yolo_names(files: _Files, paths: list[str]) -> list[dict[int, str]]:
+    """For every label file the names of its classes, from the nearest `data.yaml` above it.
+
+    A single one that lies beside all of them names the classes of all.
+    """
+    found: dict[PurePosixPath, dict[int, str]] = {}
     for path in files.with_suffix(".yaml", ".yml"):
         if PurePosixPath(path).stem == "data":
             try:
-                return partial(parse_yolo, names=parse_yolo_names(files.read_label(path)))
+                names = parse_yolo_names(files.read_label(path))
             except LabelError as error:
                 raise DatasetError(f"{path}: {error.message}", reason="BAD_LABEL") from error
-    return parse_yolo
+            if names:
+                found.setdefault(PurePosixPath(path).parent, names)
+    near: list[dict[int, str]] = [
+        next((found[top] for top in PurePosixPath(path).parents if top in found), {})
+        for path in paths
+    ]
+    if len(found) == 1 and not any(near):
+        return [*found.values()] * len(paths)
+    if found and not all(near):
+        raise DatasetError(
+            f"no data.yaml is above {paths[near.index({})]}, and those of other folders may not "
+            "mean it: give each part of the source its own",
+            reason="AMBIGUOUS_LAYOUT",
+        )
+    return near
 
 
 def _text_vote(files: _Files, path: str) -> str | None:

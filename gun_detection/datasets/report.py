@@ -41,7 +41,9 @@ _MEANINGS = {
     "MISSING_LABEL": "the picture has no label",
     "MISSING_IMAGE": "the label has no picture",
     "DUPLICATE": "a further copy of the same bytes",
-    "LABEL_CONFLICT": "a further copy of the same bytes with another label",
+    "LABEL_CONFLICT": "the same bytes have another label elsewhere",
+    "SIZE_MISMATCH": "the label is for a picture of another size",
+    "BRIDGES_SPLITS": "like earlier pictures of more than one split",
     "NOT_FINITE": "a coordinate is not a number",
     "INVERTED": "left and right or top and bottom are exchanged",
     "ZERO_AREA": "the box has no area",
@@ -60,6 +62,7 @@ def describe(source: str, dataset: Manifest, findings: Findings) -> dict[str, An
         "source": source,
         "counts": _counts(findings) | _group_counts(dataset),
         "splits": {split: _split_counts(dataset.split(split)) for split in SPLITS},
+        "classes": _classes(findings),
         "box_sizes": _box_sizes(dataset.entries),
         "reasons": _reasons(findings.problems),
         "problems": [asdict(problem) for problem in findings.problems],
@@ -73,6 +76,7 @@ def describe_rejected(source: str, findings: Findings, budget: float) -> dict[st
         "source": source,
         "budget": budget,
         "counts": _counts(findings),
+        "classes": _classes(findings),
         "reasons": _reasons(findings.problems),
         "problems": [asdict(problem) for problem in findings.problems],
     }
@@ -127,6 +131,9 @@ def _counts(findings: Findings) -> dict[str, int]:
         "files": findings.files,
         "images": len(findings.kept),
         "boxes": findings.boxes,
+        "other_boxes": sum(
+            not is_gun for image in findings.kept.values() for _, is_gun in image.classes
+        ),
         "negatives": sum(len(image.boxes) == 0 for image in findings.kept.values()),
         "duplicates": findings.duplicates,
         "label_conflicts": reasons["LABEL_CONFLICT"],
@@ -134,6 +141,18 @@ def _counts(findings: Findings) -> dict[str, int]:
         "rejected_images": findings.rejected_images,
         "rejected_boxes": findings.rejected_boxes,
     }
+
+
+def _classes(findings: Findings) -> dict[str, dict[str, int]]:
+    """Boxes by class, of those that count as guns and of others; none if labels name no classes.
+
+    As everywhere, of the pictures that are kept.
+    """
+    boxes = Counter(item for image in findings.kept.values() for item in image.classes)
+    found: dict[str, dict[str, int]] = {"guns": {}, "others": {}}
+    for (name, is_gun), count in sorted(boxes.items()):
+        found["guns" if is_gun else "others"][name] = count
+    return found if boxes else {}
 
 
 def _group_counts(dataset: Manifest) -> dict[str, int]:

@@ -1,7 +1,9 @@
+import gzip
 import io
 import random
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,11 @@ import pytest
 from gun_detection.datasets.archives import ExtractLimits, extract
 from gun_detection.errors import DatasetError
 
-FILES = {"guns/Images/1.jpeg": b"pixels", "guns/Labels/1.txt": b"0\n"}
+FILES = {
+    "guns/Images/1.jpeg": b"pixels",
+    "guns/Images/2.jpeg": bytes(3 * 2**20),
+    "guns/Labels/1.txt": b"0\n",
+}
 
 
 def make_zip(path: Path, files: dict[str, bytes]) -> Path:
@@ -55,6 +61,12 @@ def encrypted_zip(path: Path) -> Path:
         data[at + offset] |= 1
     path.write_bytes(data)
     return path
+
+
+def tar_header(kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo("member")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
@@ -184,3 +196,66 @@ def test_data_after_the_end_of_a_tar_file(tmp_path: Path) -> None:
         file.write(b"y" * 2**21)
     with pytest.raises(DatasetError, match="after its end"):
         extract(archive, tmp_path / "out")
+
+
+LONG_NAME = tar_header(tarfile.GNUTYPE_LONGNAME, 512) + b"a" * 512
+PAX_NUMBER = b"1" * 5000 + b" path=a\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (tar_header(tarfile.GNUTYPE_LONGNAME, 2**26) + bytes(2**26), "header in it has more"),
+        (tar_header(tarfile.XHDTYPE, 2**26) + bytes(2**26), "header in it has more"),
+        (tar_header(tarfile.XHDTYPE, -1024) + bytes(2**26), "header in it has more"),
+        ((tar_header(tarfile.XHDTYPE, 2**19) + bytes(2**19)) * 100, "header in it has more"),
+        (tar_header(tarfile.REGTYPE, -1024), "points back"),
+        (LONG_NAME * 900, "damaged"),
+        (tar_header(tarfile.XHDTYPE, len(PAX_NUMBER)) + PAX_NUMBER.ljust(5120), "damaged"),
+    ],
+    ids=["long-name", "pax", "to-the-end", "many", "back", "chain", "number"],
+)
+def test_headers_of_tar_files_are_limited(tmp_path: Path, data: bytes, message: str) -> None:
+    archive = tmp_path / "a.tgz"
+    archive.write_bytes(gzip.compress(data + bytes(10240)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match=message):
+            extract(archive, tmp_path / "out")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**24
+
+
+def test_headers_count_as_unpacked_and_are_not_kept(tmp_path: Path) -> None:
+    record = b"40000 comment=".ljust(39999, b"x") + b"\n"
+    header = tar_header(tarfile.XHDTYPE, len(record)) + record.ljust(40448, b"\0")
+    folders = (header + tar_header(tarfile.DIRTYPE, 0)) * 600
+    archive = tmp_path / "a.tgz"
+    archive.write_bytes(gzip.compress(folders + bytes(10240)))
+    tracemalloc.start()
+    try:
+        extract(archive, tmp_path / "out")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < len(folders) / 4
+    with pytest.raises(DatasetError, match="unpacks to more") as caught:
+        extract(archive, tmp_path / "out", ExtractLimits(total_bytes=2**20))
+    assert caught.value.reason == "UNSAFE_ARCHIVE"
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_folders_count_as_files(tmp_path: Path, suffix: str) -> None:
+    archive = tmp_path / f"a{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for number in range(3):
+                packed.mkdir(f"{number}")
+    else:
+        archive.write_bytes(tar_header(tarfile.DIRTYPE, 0) * 3 + bytes(1024))
+    with pytest.raises(DatasetError, match="more than 2 files and folders") as caught:
+        extract(archive, tmp_path / "out", ExtractLimits(files=2))
+    assert caught.value.reason == "UNSAFE_ARCHIVE"
+    extract(archive, tmp_path / "out", ExtractLimits(files=3))

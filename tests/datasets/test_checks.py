@@ -106,6 +106,29 @@ def test_samples_that_are_left_out(data: bytes, label: Label | LabelError, reaso
 
 
 @pytest.mark.parametrize(
+    ("size", "orientation", "fits"),
+    [
+        ((100, 50), 1, True),
+        (None, 6, True),
+        ((50, 100), 6, True),
+        ((100, 50), 6, False),
+        ((200, 100), 1, False),
+    ],
+    ids=["same", "none", "upright", "as-stored", "scaled"],
+)
+def test_labels_for_a_picture_of_another_size(
+    size: tuple[float, float] | None, orientation: int, fits: bool
+) -> None:
+    label = Label(to_boxes([[10, 10, 40, 40]]), size=size)
+    checked = check_sample(sample(label), jpeg(orientation=orientation), decode_small)
+    assert (checked.boxes is not None) is fits
+    if not fits:
+        assert [(item.kind, item.reason) for item in checked.problems] == [
+            ("image", "SIZE_MISMATCH")
+        ]
+
+
+@pytest.mark.parametrize(
     ("one", "other", "agree"),
     [
         ([], [], True),

@@ -70,6 +70,7 @@ def test_shares_are_met_and_do_not_depend_on_other_groups() -> None:
 
 KNOWN = {
     "t": Placement(0b0111, "T", "train"),
+    "u": Placement(0b0011, "U", "train"),
     "v": Placement(0b1011, "V", "validation"),
     "h": Placement(0b1101, "H", "holdout"),
 }
@@ -79,8 +80,9 @@ KNOWN = {
     ("known", "images", "expected"),
     [
         ("t", {"a": 0b0110}, {"a": ("T", "train")}),
-        ("tv", {"a": 0}, {"a": ("V", "validation")}),
-        ("tvh", {"a": 0}, {"a": ("H", "holdout")}),
+        ("tu", {"a": 0}, {"a": ("T", "train")}),
+        ("tv", {"a": 0}, {}),
+        ("tvh", {"a": 0, "b": 2**64 - 1}, {"b": ("b", "validation")}),
         ("t", {"a": 0b0111}, {"a": ("T", "train")}),
         (
             "h",
@@ -90,13 +92,14 @@ KNOWN = {
         (
             "th",
             {"t": 99, "h": 2**60, "a": 0},
-            {"t": ("T", "train"), "h": ("H", "holdout"), "a": ("H", "holdout")},
+            {"t": ("T", "train"), "h": ("H", "holdout")},
         ),
     ],
     ids=[
         "joins",
-        "validation-first",
-        "holdout-first",
+        "smallest-name",
+        "bridges-two-splits",
+        "bridges-three-splits",
         "same-hash",
         "by-way-of-another",
         "known-stay",

@@ -1,20 +1,29 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from sqlalchemy import select
 
 from gun_detection.database import open_session
 from gun_detection.database.models import DatasetVersion
-from gun_detection.datasets import report
+from gun_detection.datasets import findings, report
+from gun_detection.datasets.groups import perceptual_hash, split_of
 from gun_detection.datasets.ingest import IngestResult, ingest
 from gun_detection.datasets.manifest import Manifest, image_key, load_manifest
-from gun_detection.datasets.synthetic import draw_pictures, upload_pictures
+from gun_detection.datasets.synthetic import Picture, draw_pictures, upload_pictures
 from gun_detection.errors import DatasetError, ServiceUnavailableError
+from gun_detection.images import DecodeLimits, decode
+from gun_detection.release.champion import promote
+from gun_detection.release.registry import publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
+from tests.conftest import random_model
+from tests.datasets.conftest import counted
 
 MakeFolder = Callable[..., Path]
 
@@ -110,13 +119,73 @@ def test_images_stay_in_their_split_when_the_data_grows(
     assert third == second
 
 
+def test_what_a_champion_learned_from_stays_where_it_was(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    learned = run(folder, settings, storage)
+    first = manifest_of(learned, settings, storage)
+    with open_session(settings) as session:
+        new = replace(random_model(1), dataset_id=learned.dataset_id)
+        model = publish(new, settings, storage, session).id
+    with open_session(settings) as session:
+        promote(session, model, actor="tester", reason="a test")
+    # Another set under the same name: the one before is the newest of nothing any more.
+    for name in ("Images", "Labels"):
+        folder.joinpath(name).rename(folder.with_name(f"away-{name}"))
+        folder.joinpath(name).mkdir()
+    for picture in draw_pictures(24, seed=31):
+        (folder / "Images" / picture.name).write_bytes(picture.data)
+        (folder / "Labels" / f"{Path(picture.name).stem}.txt").write_text(counted(picture.boxes))
+    run(folder, settings, storage)
+    again = make_folder("again")
+    # Other shares would place every image anew if the champion's data were not looked at.
+    changed = settings.model_copy(update={"holdout_share": 0.6, "validation_share": 0.3})
+    assert manifest_of(run(again, changed, storage), settings, storage).entries == first.entries
+
+
+def test_a_picture_between_two_splits_is_left_out(
+    settings: Settings,
+    storage: Storage,
+    make_folder: MakeFolder,
+    pictures: list[Picture],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = settings.validation_share, settings.holdout_share
+    limits = DecodeLimits.from_settings(settings)
+    one_of = {
+        split_of(hashlib.sha256(picture.data).hexdigest(), *shares): picture for picture in pictures
+    }
+    (new,) = draw_pictures(1, seed=77)
+    told = {
+        perceptual_hash(decode(picture.data, limits).pixels): told
+        for picture, told in ((one_of["train"], 0x1F), (one_of["holdout"], 0x1F << 10), (new, 0))
+    }
+
+    def hash_of(pixels: npt.NDArray[np.uint8]) -> int:
+        real = perceptual_hash(pixels)
+        return told.get(real, real)
+
+    monkeypatch.setattr(findings, "perceptual_hash", hash_of)
+    folder = make_folder()
+    first = run(folder, settings, storage)
+    (folder / "Images" / "90.jpeg").write_bytes(new.data)
+    (folder / "Labels" / "90.txt").write_text("0\n")
+    second = run(folder, settings, storage)
+    assert (second.dataset_id, second.counts["images"]) == (first.dataset_id, 24)
+    assert second.counts["duplicates"] == 1
+    assert [(item["name"], item["reason"]) for item in second.report["problems"]] == [
+        ("Images/90.jpeg", "BRIDGES_SPLITS")
+    ]
+
+
 def test_copies_count_once_and_conflicts_are_told(
     settings: Settings, storage: Storage, make_folder: MakeFolder
 ) -> None:
     folder = make_folder()
     data = (folder / "Images" / "1.jpeg").read_bytes()
     label = (folder / "Labels" / "1.txt").read_text()
-    for number, text in ((90, label), (91, "0\n"), (92, "7\n")):
+    for number, text in ((90, label), (91, "1\n1 1 9 9\n"), (92, "7\n")):
         (folder / "Images" / f"{number}.jpeg").write_bytes(data)
         (folder / "Labels" / f"{number}.txt").write_text(text)
     result = run(folder, settings, storage)
@@ -133,6 +202,53 @@ def test_copies_count_once_and_conflicts_are_told(
         ("Images/92.jpeg", "DUPLICATE"),
     ]
     assert result.counts["rejected_images"] == 0
+
+
+@pytest.mark.parametrize("first", ["1\n5 5 60 60\n", "0\n"], ids=["gun-first", "gun-last"])
+def test_copies_with_a_gun_and_without_are_all_left_out(
+    settings: Settings, storage: Storage, make_folder: MakeFolder, first: str
+) -> None:
+    folder = make_folder()
+    data = (folder / "Images" / "1.jpeg").read_bytes()
+    (folder / "Labels" / "1.txt").write_text(first)
+    other = "0\n" if first != "0\n" else "1\n5 5 60 60\n"
+    for number, text in ((90, other), (91, first), (92, other)):
+        (folder / "Images" / f"{number}.jpeg").write_bytes(data)
+        (folder / "Labels" / f"{number}.txt").write_text(text)
+    result = run(folder, settings, storage)
+    assert [(item["name"], item["kind"], item["reason"]) for item in result.report["problems"]] == [
+        ("Images/1.jpeg", "image", "LABEL_CONFLICT"),
+        ("Images/90.jpeg", "image", "LABEL_CONFLICT"),
+        ("Images/91.jpeg", "duplicate", "DUPLICATE"),
+        ("Images/92.jpeg", "duplicate", "DUPLICATE"),
+    ]
+    assert "Images/1.jpeg and Images/90.jpeg" in result.report["problems"][0]["message"]
+    counts = result.counts
+    assert (counts["images"], counts["rejected_images"], counts["duplicates"]) == (23, 2, 2)
+    entries = manifest_of(result, settings, storage).entries
+    assert hashlib.sha256(data).hexdigest() not in {entry.sha256 for entry in entries}
+
+
+def test_classes_are_told(
+    settings: Settings,
+    storage: Storage,
+    tmp_path: Path,
+    pictures: list[Picture],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [knife, Pistol]")
+    lines = "1 0.5 0.5 0.4 0.4\n1 0.4 0.4 0.2 0.2\n0 0.2 0.2 0.1 0.1\n"
+    for number, picture in enumerate(pictures):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(picture.data)
+        (tmp_path / "labels" / f"{number}.txt").write_text(lines)
+    caplog.set_level("INFO", "gun_detection")
+    result = run(tmp_path, settings, storage)
+    assert result.report["classes"] == {"guns": {"Pistol": 48}, "others": {"knife": 24}}
+    assert (result.counts["boxes"], result.counts["other_boxes"]) == (48, 24)
+    (record,) = [item for item in caplog.records if item.message == "data set ingested"]
+    assert (vars(record)["guns"], vars(record)["others"]) == ({"Pistol": 48}, {"knife": 24})
 
 
 def test_a_copy_replaces_one_whose_label_cannot_be_used(
@@ -316,6 +432,7 @@ def test_the_real_guns(settings: Settings, storage: Storage, shared_data: Path) 
         "files": 333,
         "images": 302,
         "boxes": 387,
+        "other_boxes": 0,
         "negatives": 0,
         "duplicates": 31,
         "label_conflicts": 2,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gun_detection.datasets.labels import (
-    Label,
+    NamedBoxes,
     gun_categories,
     load_json,
     parse_coco,
@@ -13,7 +13,7 @@ from gun_detection.datasets.labels import (
     parse_yolo,
     parse_yolo_names,
 )
-from gun_detection.errors import LabelError
+from gun_detection.errors import DatasetError, LabelError
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,7 @@ def test_counted_text(text: str, boxes: list[list[float]]) -> None:
         (b"", "BAD_LABEL"),
         (b"1 2 3 4\n", "BAD_LABEL"),
         (b"-1\n", "BAD_LABEL"),
+        (b"1" * 5000, "BAD_LABEL"),
         (b"1\n1 2 3\n", "BAD_LABEL"),
         (b"1\n1 2 3 x\n", "BAD_LABEL"),
         (b"\xff\xfe1\n", "BAD_LABEL"),
@@ -53,17 +54,19 @@ def test_counted_text_faults(data: bytes, reason: str) -> None:
 
 
 def test_yolo_boxes_are_shares_of_the_size() -> None:
-    label = parse_yolo(b"0 0.5 0.5 0.2 0.4\n\n3 0.1 0.1 0.2 0.2\n")
+    label = parse_yolo(b"0 0.5 0.5 0.2 0.4\n\n3 0.1 0.1 0.2 0.2\n").label(None)
+    assert label.classes == (("0", True), ("3", True))
     assert label.pixels(100, 50).round(6).tolist() == [[40, 15, 60, 35], [0, 0, 20, 10]]
 
 
 def test_yolo_without_lines_has_no_gun() -> None:
-    assert parse_yolo(b"").pixels(9, 9).shape == (0, 4)
+    assert parse_yolo(b"").label(None).pixels(9, 9).shape == (0, 4)
 
 
 def test_yolo_names_narrow_the_classes_to_guns() -> None:
     names = parse_yolo_names(b"names: [knife, Handgun]\n")
-    label = parse_yolo(b"0 0.5 0.5 1 1\n1 0.5 0.5 0.5 0.5\n", names)
+    label = parse_yolo(b"0 0.5 0.5 1 1\n1 0.5 0.5 0.5 0.5\n", names).label(frozenset({"Handgun"}))
+    assert label.classes == (("knife", False), ("Handgun", True))
     assert label.pixels(4, 4).tolist() == [[1, 1, 3, 3]]
 
 
@@ -80,7 +83,7 @@ def test_yolo_names(text: bytes, names: dict[int, str]) -> None:
     assert parse_yolo_names(text) == names
 
 
-@pytest.mark.parametrize("data", [b"names: [", b"[" * 5000])
+@pytest.mark.parametrize("data", [b"names: [", b"[" * 5000, b"names: " + b"1" * 5000])
 def test_yolo_names_that_are_not_yaml(data: bytes) -> None:
     with pytest.raises(LabelError, match=r"data\.yaml"):
         parse_yolo_names(data)
@@ -95,7 +98,7 @@ def test_yolo_faults(data: bytes) -> None:
     assert caught.value.reason == "BAD_LABEL"
 
 
-def voc(*objects: tuple[str, str]) -> bytes:
+def voc(*objects: tuple[str, str], size: str = "") -> bytes:
     items = "".join(
         f"<object><name>{name}</name><bndbox>"
         + "".join(
@@ -105,7 +108,7 @@ def voc(*objects: tuple[str, str]) -> bytes:
         + "</bndbox></object>"
         for name, box in objects
     )
-    return f"<annotation>{items}</annotation>".encode()
+    return f"<annotation>{size}{items}</annotation>".encode()
 
 
 def test_voc() -> None:
@@ -113,6 +116,31 @@ def test_voc() -> None:
     assert named.names == ["pistol", "person"]
     assert named.label(frozenset({"pistol"})).boxes.tolist() == [[1, 2, 3, 4]]
     assert parse_voc(voc()).label(frozenset()).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        ("640", "480", (640, 480)),
+        ("640.0", " 480 ", (640, 480)),
+        ("0", "0", None),
+        ("640", "0", None),
+        ("-1", "5", None),
+        ("", "", None),
+        ("wide", "high", None),
+        ("nan", "480", None),
+        ("640", "inf", None),
+    ],
+)
+def test_sizes_that_labels_state(width: str, height: str, size: tuple[float, float] | None) -> None:
+    stated = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    assert parse_voc(voc(size=stated)).label(frozenset()).size == size
+    image = {"id": 1, "file_name": "a.jpg", "width": width, "height": height}
+    _, labels = parse_coco({"images": [image], "annotations": []})
+    label = labels["a.jpg"]
+    assert isinstance(label, NamedBoxes)
+    assert label.size == size
+    assert parse_voc(voc()).size is None
 
 
 @pytest.mark.parametrize(
@@ -149,12 +177,14 @@ COCO = {
 
 
 def test_coco() -> None:
-    labels = parse_coco(COCO)
+    names, labels = parse_coco(COCO)
+    assert names == {"pistol", "person"}
     first, second, third = (labels[name] for name in ("a.jpg", "b.jpg", "c.jpg"))
-    assert isinstance(first, Label)
-    assert first.boxes.tolist() == [[10, 20, 40, 60]]
-    assert isinstance(second, Label)
-    assert second.boxes.shape == (0, 4)
+    assert isinstance(first, NamedBoxes)
+    assert first.names == ["pistol", "person"]
+    assert first.label(frozenset({"pistol"})).boxes.tolist() == [[10, 20, 40, 60]]
+    assert isinstance(second, NamedBoxes)
+    assert second.label(names).boxes.shape == (0, 4)
     assert isinstance(third, LabelError)
 
 
@@ -182,14 +212,16 @@ def test_coco_that_is_not_coco(change: dict[str, object]) -> None:
     ],
 )
 def test_coco_with_a_fault_in_one_image(change: dict[str, object]) -> None:
-    assert isinstance(parse_coco(COCO | change)["a.jpg"], LabelError)
+    assert isinstance(parse_coco(COCO | change)[1]["a.jpg"], LabelError)
 
 
-def test_coco_without_categories_has_only_guns() -> None:
+def test_coco_without_categories_has_numbers_for_names() -> None:
     content = {key: value for key, value in COCO.items() if key != "categories"}
-    label = parse_coco(content)["a.jpg"]
-    assert isinstance(label, Label)
-    assert len(label.boxes) == 2
+    names, labels = parse_coco(content)
+    label = labels["a.jpg"]
+    assert isinstance(label, NamedBoxes)
+    assert (names, label.names) == (frozenset(), ["1", "2"])
+    assert len(label.label(None).boxes) == 2
 
 
 def test_coco_numbers_that_json_does_not_know_are_left_to_the_checks() -> None:
@@ -199,27 +231,55 @@ def test_coco_numbers_that_json_does_not_know_are_left_to_the_checks() -> None:
     )
     content = load_json(text.encode())
     assert isinstance(content, dict)
-    label = parse_coco(content)["a"]
-    assert isinstance(label, Label)
+    label = parse_coco(content)[1]["a"]
+    assert isinstance(label, NamedBoxes)
     assert np.isnan(label.boxes[0, 0])
 
 
-@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 200_000])
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 200_000, b"1" * 5000])
 def test_json_that_is_none(data: bytes) -> None:
     with pytest.raises(LabelError, match="not JSON"):
         load_json(data)
     assert load_json(json.dumps(COCO).encode()) == COCO
 
 
+GUNS = """
+    gun guns Gun gun1 handgun Handguns HandGun hand_gun shotgun SMG smg pistol PISTOLS pistola
+    rifle AssaultRifle sniper_rifle revolver firearm Firearms weapon weapons short_weapons
+    carbine M4-carbine musket glock Glock17 ak47 AK-47 ak_47 sniper Sniper Bazooka machine-gun
+    machinegun submachineGuns GrenadeLauncher rocket_launcher person-with-gun
+"""
+NO_GUNS = """
+    person knife no-gun No_Gun NoGun nogun non-weapon nonWeapon not_gun without-gun toygun
+    toy_gun ToyGun water-gun watergun glue_gun nail-gun heatGun staple-gun spray_gun spraygun
+    massage-gun gunman gunpowder begins object 1 soak47s
+"""
+
+
+def test_names_of_guns() -> None:
+    guns = [*GUNS.split(), "Machine Gun", "AK 47"]
+    others = [*NO_GUNS.split(), "toy gun", "Glue Gun", ""]
+    assert gun_categories(guns + others) == set(guns)
+
+
 @pytest.mark.parametrize(
-    ("names", "guns"),
+    "names",
     [
-        (["pistol", "person"], {"pistol"}),
-        (["Handgun", "RIFLE", "knife", "AK-47"], {"Handgun", "RIFLE", "AK-47"}),
-        (["object"], {"object"}),
-        (["0", "1"], {"0", "1"}),
-        ([], set()),
+        ["object"],
+        ["Objects", "class_1", "class2", "item", "target-3"],
+        ["0", "1"],
+        ["revólver"],
+        ["person"],
+        [],
     ],
 )
-def test_gun_categories(names: list[str], guns: set[str]) -> None:
-    assert gun_categories(names) == guns
+def test_names_that_tell_nothing_are_guns(names: list[str]) -> None:
+    assert gun_categories(names) == set(names)
+
+
+@pytest.mark.parametrize("names", [["person", "dog"], ["object", "knife"], ["toy gun"]])
+def test_classes_without_a_gun_are_refused(names: list[str]) -> None:
+    with pytest.raises(DatasetError, match="rename") as caught:
+        gun_categories(names)
+    assert caught.value.reason == "UNKNOWN_CLASSES"
+    assert ", ".join(sorted(names)) in caught.value.message

@@ -140,6 +140,70 @@ def test_voc_file_that_is_damaged_spoils_only_its_picture(tmp_path: Path) -> Non
     }
 
 
+def test_each_yolo_label_goes_by_the_nearest_data_yaml(tmp_path: Path) -> None:
+    """The same lines, and the classes the other way round."""
+    files = {
+        "data.yaml": "names: [pistol]",
+        "c/images/1.jpg": "",
+        "c/labels/1.txt": YOLO,
+    }
+    for part, names in (("a", "[gun, knife]"), ("b", "[knife, gun]")):
+        files |= {
+            f"{part}/data.yaml": f"names: {names}",
+            f"{part}/train/images/1.jpg": "",
+            f"{part}/train/labels/1.txt": YOLO,
+            f"{part}/train/images/2.jpg": "",
+            f"{part}/train/labels/2.txt": "1" + YOLO[1:],
+        }
+    assert outcomes(find_samples(write(tmp_path, files), MAX)) == {
+        "a/train/images/1.jpg": [[1, 2, 4, 6]],
+        "a/train/images/2.jpg": [],
+        "b/train/images/1.jpg": [],
+        "b/train/images/2.jpg": [[1, 2, 4, 6]],
+        "c/images/1.jpg": [[1, 2, 4, 6]],
+    }
+
+
+def test_a_single_data_yaml_beside_all_labels_names_their_classes(tmp_path: Path) -> None:
+    files = {
+        "config/data.yaml": "names: [knife, gun]",
+        "images/a.jpg": "",
+        "labels/a.txt": YOLO + "1" + YOLO[1:],
+    }
+    (sample,) = find_samples(write(tmp_path, files), MAX)
+    label = sample.label()
+    assert isinstance(label, Label)
+    assert label.classes == (("knife", False), ("gun", True))
+    assert len(label.boxes) == 1
+
+
+def coco(name: str, category: str | None) -> str:
+    named = {"categories": [{"id": 1, "name": category}]} if category else {}
+    return json.dumps(
+        {
+            "images": [{"id": 1, "file_name": name}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        }
+        | named
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "boxes"), [("person", []), ("rifle", [[1, 2, 4, 6]]), (None, [[1, 2, 4, 6]])]
+)
+def test_classes_of_all_coco_files_tell_which_are_guns(
+    tmp_path: Path, second: str | None, boxes: list[list[float]]
+) -> None:
+    files = {
+        "a.jpg": "",
+        "b.jpg": "",
+        "a.json": coco("a.jpg", "gun"),
+        "b.json": coco("b.jpg", second),
+    }
+    samples = find_samples(write(tmp_path, files), MAX)
+    assert outcomes(samples) == {"a.jpg": [[1, 2, 4, 6]], "b.jpg": boxes}
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
@@ -151,6 +215,35 @@ def test_voc_file_that_is_damaged_spoils_only_its_picture(tmp_path: Path) -> Non
         ({"a.jpg": "", "a.txt": "hello there"}, "AMBIGUOUS_LAYOUT"),
         ({"a.jpg": "", "x.json": "{"}, "BAD_LABEL"),
         ({"a.jpg": "", "a.txt": YOLO, "data.yaml": "names: ["}, "BAD_LABEL"),
+        (
+            {
+                "a/1.jpg": "",
+                "a/1.txt": YOLO,
+                "b/data.yaml": "names: [gun]",
+                "c/data.yaml": "names: [gun]",
+            },
+            "AMBIGUOUS_LAYOUT",
+        ),
+        (
+            {
+                "a/1.jpg": "",
+                "a/1.txt": YOLO,
+                "a/data.yaml": "names: [gun]",
+                "b/1.jpg": "",
+                "b/1.txt": YOLO,
+            },
+            "AMBIGUOUS_LAYOUT",
+        ),
+        ({"a.jpg": "", "a.txt": YOLO, "data.yaml": "names: [dog, cat]"}, "UNKNOWN_CLASSES"),
+        (
+            {
+                "a.jpg": "",
+                "b.jpg": "",
+                "a.json": coco("a.jpg", "dog"),
+                "b.json": coco("b.jpg", "cat"),
+            },
+            "UNKNOWN_CLASSES",
+        ),
         ({"a.jpg": ""} | {f"{n}.json": "{}" for n in range(20)}, "UNKNOWN_LAYOUT"),
     ],
 )

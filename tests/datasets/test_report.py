@@ -50,6 +50,7 @@ def test_counts_and_splits() -> None:
         "files": 20,
         "images": 3,
         "boxes": 3,
+        "other_boxes": 0,
         "negatives": 1,
         "duplicates": 12,
         "label_conflicts": 0,
@@ -82,6 +83,21 @@ def test_reasons_start_with_what_is_left_out() -> None:
         ("duplicate", "DUPLICATE", 12),
     ]
     assert [item["name"] for item in reasons[-1]["first"]] == [f"{n}.jpg" for n in range(8)]
+
+
+def test_classes_that_count_as_guns_and_others() -> None:
+    guns = (("Pistol", True), ("<knife>", False), ("Pistol", True))
+    image = replace(kept((0, 0, 10, 10)), classes=guns)
+    findings = Findings(2, {"a": image, "b": replace(image, classes=(("", False),))})
+    for content in (describe("x", MANIFEST, findings), describe_rejected("x", findings, 0.1)):
+        assert content["classes"] == {"guns": {"Pistol": 2}, "others": {"": 1, "<knife>": 1}}
+        assert content["counts"]["other_boxes"] == 2
+        page = render(content, [])
+        for word in ("<h2>Classes", "Pistol", "&lt;knife&gt;", "(no name)"):
+            assert word in page
+    without = describe("x", MANIFEST, FINDINGS)
+    assert without["classes"] == {}
+    assert "<h2>Classes" not in render(without, [])
 
 
 @pytest.mark.parametrize(
