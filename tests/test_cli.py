@@ -98,8 +98,14 @@ def test_the_loop_by_hand(
         storage.put(settings.uploads_bucket, picture.name, picture.data)
     storage.put(settings.uploads_bucket, "words.jpg", b"words")
     monkeypatch.setenv("GUN_DETECTION_SHARD_IMAGES", "2")
+    with monkeypatch.context() as patch:
+        patch.setenv("GUN_DETECTION_CONFIRM_IMAGES", "1")
+        first = cli("score", "--json")
+    # Nobody is asked, and nothing but one document is printed.
+    assert ok(first)["planned"] == 1
+    assert "Scoring 1 of 4; --yes scores all." in first[2]
     summary = ok(cli("score", "--jobs", 2, "--json"))
-    assert (summary["scored"], summary["quarantined"]) == (3, 1)
+    assert (summary["planned"], summary["quarantined"] + ok(first)["quarantined"]) == (3, 1)
     assert ok(cli("score", "--json"))["planned"] == 0
 
     assert [row["state"] for row in ok(cli("models", "--json"))] == ["candidate", "champion"]

@@ -98,6 +98,8 @@ def show_decision(document: Mapping[str, Any], as_json: bool) -> None:
             escape(verdict.note),
         )
     out.print(table)
+    if document["caution"]:
+        out.print(f"[yellow]Look closely[/]: {escape(document['caution'])}.", soft_wrap=True)
     out.print(document["decision_url"], soft_wrap=True)
 
 

@@ -8,17 +8,23 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from gun_detection.detector.inference import EVALUATION_FLOOR, Detections
-from gun_detection.errors import GunDetectionError, ServiceUnavailableError, TransientError
+from gun_detection.errors import (
+    GunDetectionError,
+    ModelError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
 from gun_detection.evaluation.matching import pairwise_iou
 from gun_detection.evaluation.samples import Sample
 from gun_detection.release.rules import Canary
+from gun_detection.scratch import scratch
 from gun_detection.settings import Settings, load_settings
 
 _PICTURES = 8
@@ -43,14 +49,15 @@ def fly_canary(
 ) -> Canary:
     """Load the stored model in a fresh process and compare it with its holdout `samples`.
 
-    Anything wrong with the model is in the answer. Raises `ServiceUnavailableError` when a server
-    could not be reached or the process was killed, which says nothing about the model.
+    Anything wrong with the model is in the answer. Raises `ServiceUnavailableError` for all that
+    says nothing about the model: a server that could not be reached, a process that was killed, a
+    machine without room.
     """
     ranked = sorted(
         range(len(samples)), key=lambda i: -samples[i].matched.found.scores.max(initial=0.0)
     )
     chosen = tuple(sorted(ranked[:_PICTURES]))
-    with tempfile.TemporaryDirectory(prefix="gun-detection-canary-") as home:
+    with scratch(settings, "canary") as home:
         found = _run(Request(model_id, dataset_id, chosen), settings, home)
     if isinstance(found, str):
         return Canary(error=found)
@@ -76,9 +83,9 @@ def _most_different(found: Detections, other: Detections) -> tuple[float, int]:
     return most, number
 
 
-def _run(request: Request, settings: Settings, home: str) -> list[Detections] | str:
+def _run(request: Request, settings: Settings, home: Path) -> list[Detections] | str:
     """The detections of the fresh process, or what was wrong with the model."""
-    environment = dict(os.environ) | settings.to_environment() | {"GUN_DETECTION_HOME": home}
+    environment = dict(os.environ) | settings.to_environment() | {"GUN_DETECTION_HOME": str(home)}
     try:
         ran = subprocess.run(
             [sys.executable, "-m", "gun_detection.release.canary"],
@@ -90,7 +97,10 @@ def _run(request: Request, settings: Settings, home: str) -> list[Detections] | 
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"the stored model did not look at {_PICTURES} pictures within {_TIMEOUT:.0f} s"
+        raise ServiceUnavailableError(
+            f"the stored model did not look at {_PICTURES} pictures within {_TIMEOUT:.0f} s",
+            reason="CANARY_LOST",
+        ) from None
     if ran.returncode < 0:
         raise ServiceUnavailableError(
             f"the process that tries the stored model was killed by signal {-ran.returncode}",
@@ -104,7 +114,9 @@ def _run(request: Request, settings: Settings, home: str) -> list[Detections] | 
         return str(answer["error"])
     if "pictures" not in answer:
         last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
-        return f"the stored model cannot be used: {last[:300]}"
+        raise ServiceUnavailableError(
+            f"the process that tries the stored model failed: {last[:300]}", reason="CANARY_LOST"
+        )
     return [
         Detections(
             np.array(row["boxes"], np.float32).reshape(-1, 4), np.array(row["scores"], np.float32)
@@ -142,10 +154,10 @@ def main() -> None:
     answer: dict[str, object]
     try:
         answer = {"pictures": _look(request, load_settings())}
-    except TransientError as error:
-        answer = {"transient": error.message}
     except GunDetectionError as error:
-        answer = {"error": error.message}
+        # What else goes wrong is the machine's doing, or that of the settings.
+        own = isinstance(error, ModelError | NotFoundError) or error.reason == "SHA256_MISMATCH"
+        answer = {"error" if own else "transient": error.message}
     print(json.dumps(answer))
 
 

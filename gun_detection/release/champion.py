@@ -87,11 +87,23 @@ def promote(
                 f"{decision.champion_id}: run the gate again",
                 reason="CHAMPION_CHANGED",
             )
+        if champion_id != model.id and _carried_out(session, decision):
+            raise ReleaseError(
+                f"{model.id} was promoted by gate decision {decision.id}, and {champion_id} is "
+                "champion since: run the gate again, or promote with --force and a reason",
+                reason="CHAMPION_CHANGED",
+            )
     if champion_id == model.id:
         last = session.scalar(select(Promotion).order_by(Promotion.id.desc()).limit(1))
         assert last is not None
         return last
     return _append(session, model.id, champion_id, "promote", actor, reason, decision)
+
+
+def _carried_out(session: Session, decision: GateDecision) -> bool:
+    """Whether it made its model champion: after a rollback, who tries again does not do so."""
+    made = select(Promotion.id).where(Promotion.gate_decision_id == decision.id).limit(1)
+    return session.scalar(made) is not None
 
 
 def rollback(

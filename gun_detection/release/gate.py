@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from gun_detection.database.models import Evaluation, GateDecision
+from gun_detection.database.models import Evaluation, GateDecision, ModelVersion
+from gun_detection.datasets.manifest import load_manifest
 from gun_detection.errors import ReleaseError
 from gun_detection.release.policy import Policy
 from gun_detection.release.rules import Case
 from gun_detection.release.verdict import Outcome, Verdict
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
 
 
 def require_same_data(candidate: Evaluation, champion: Evaluation) -> None:
@@ -19,6 +22,23 @@ def require_same_data(candidate: Evaluation, champion: Evaluation) -> None:
                 f"{candidate.model_id} and {champion.model_id} were evaluated with another {name}: "
                 "evaluate both on the same holdout"
             )
+
+
+def holdout_kept(
+    champion: ModelVersion, dataset_id: str, settings: Settings, storage: Storage
+) -> float:
+    """The share of the holdout of the champion's own data that is in that of another data set.
+
+    1.0 where it is the same data, or where nobody knows what the champion learned from.
+    """
+    if champion.dataset_id is None or champion.dataset_id == dataset_id:
+        return 1.0
+    bucket = settings.data_bucket
+    own, new = (
+        {entry.sha256 for entry in load_manifest(storage, bucket, one).split("holdout")}
+        for one in (champion.dataset_id, dataset_id)
+    )
+    return len(own & new) / len(own) if own else 1.0
 
 
 def judge(case: Case, policy: Policy) -> list[Verdict]:

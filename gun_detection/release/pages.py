@@ -112,13 +112,16 @@ def models_page(session: Session) -> str:
     )
 
 
-def approval_text(session: Session, decision: GateDecision, settings: Settings) -> str:
+def approval_text(
+    session: Session, decision: GateDecision, settings: Settings, caution: str | None = None
+) -> str:
     """What a person who approves reads in the Airflow UI, as Markdown: numbers and links."""
     url = settings.public_url.rstrip("/") + pages.BASE
     against = decision.champion_id or "no champion"
     lines = [
         f"**{markdown_text(decision.candidate_id)}** passes the gate against "
         f"**{markdown_text(against)}**. Approve to let it score every upload from the next run on.",
+        *([] if caution is None else ["", f"**Look closely**: {markdown_text(caution)}."]),
         "",
         "| rule | value | interval | needs | outcome |",
         "| --- | --- | --- | --- | --- |",

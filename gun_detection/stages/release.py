@@ -15,6 +15,9 @@ from gun_detection.storage import Storage
 
 Json = dict[str, Any]
 
+# Pictures are left out of a source now and then; another source has none of them.
+_ENOUGH_KEPT = 0.9
+
 
 def gate(
     settings: Settings,
@@ -26,13 +29,21 @@ def gate(
     """Judge a candidate against the present champion on the same holdout, and record it.
 
     `policy` is a name or the path of a YAML file, by default that of the settings; `origin` says
-    who asked.
+    who asked. Where the holdout has few of the pictures that the champion was chosen by, the
+    answer has a `caution`, and a person is asked instead of promoting at once: nothing was
+    measured of what the champion was good at.
     """
     from gun_detection.evaluation.evaluate import evaluate_version
     from gun_detection.release.canary import fly_canary
     from gun_detection.release.card import write_card
     from gun_detection.release.champion import current_champion, get_model, require_weights
-    from gun_detection.release.gate import explain, judge, record, require_same_data
+    from gun_detection.release.gate import (
+        explain,
+        holdout_kept,
+        judge,
+        record,
+        require_same_data,
+    )
     from gun_detection.release.pages import approval_text
     from gun_detection.release.policy import load_policy
     from gun_detection.release.rules import Case
@@ -51,6 +62,13 @@ def gate(
         measured = [
             _measured(*both, settings, storage) for both in zip(versions, rows, strict=True)
         ]
+        kept = holdout_kept(champion, dataset_id, settings, storage) if champion else 1.0
+    caution = None
+    if kept < _ENOUGH_KEPT:
+        caution = (
+            f"only {kept:.0%} of the pictures that the champion was measured on are in this "
+            "holdout: what it finds in the others was not compared"
+        )
     # Other processes see the evaluations from here on, and no transaction waits for the canary.
     canary = fly_canary(model.id, dataset_id, measured[0].samples, settings)
     case = Case(measured[0], measured[1] if champion else None, canary)
@@ -65,11 +83,14 @@ def gate(
             "champion_id": decision.champion_id,
             "policy": rules.name,
             "policy_version": rules.version,
-            "promotion": settings.promotion,
+            "promotion": "approve"
+            if caution and settings.promotion == "auto"
+            else settings.promotion,
+            "caution": caution,
             "approval_hours": settings.approval_hours,
             "rules": decision.rules,
-            "explanation": explain(decision),
-            "approval_text": approval_text(session, decision, settings),
+            "explanation": "; ".join(filter(None, [explain(decision), caution])),
+            "approval_text": approval_text(session, decision, settings, caution),
             "decision_url": decision_url(settings, decision.id),
             "report_url": report_url(settings, rows[0].report_key),
         }

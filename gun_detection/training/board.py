@@ -25,7 +25,9 @@ class Board:
     def __init__(self, folder: Path, step: int) -> None:
         # Events after the checkpoint that is gone on from would stand there twice.
         self._writer = (
-            SummaryWriter(str(folder), purge_step=step) if distributed.rank() == 0 else None
+            SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
+            if distributed.rank() == 0
+            else None
         )
 
     def __enter__(self) -> Self:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from torch import Tensor
 
 from gun_detection.database import open_session
 from gun_detection.database.models import DatasetVersion, GateDecision, ModelVersion
 from gun_detection.detector.architectures import build_detector, select_device
 from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
-from gun_detection.errors import NotFoundError
+from gun_detection.errors import NotFoundError, TransientError
 from gun_detection.evaluation.matching import match_all
 from gun_detection.evaluation.threshold import OperatingTarget, choose_threshold
 from gun_detection.release.champion import current_champion
@@ -30,6 +31,8 @@ from gun_detection.training.step import select_precision
 from gun_detection.training.validate import predict_all
 from gun_detection.training.worker import Job, open_data, run
 
+# torch has no class for it.
+_LOST_READER = "DataLoader worker"
 _PACKAGES = ("gun-detection", "torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
 
 
@@ -114,7 +117,7 @@ def train(
     if processes > 1:
         best, state = run_distributed(job, processes, settings, on_progress)
     else:
-        best, state = run(job, settings, storage, on_progress)
+        best, state = _in_this_process(job, settings, storage, on_progress)
     model = build_detector(config.detector)
     model.load_state_dict(best)
     data = open_data(dataset_id, config, settings, storage)
@@ -147,6 +150,20 @@ def train(
         published = publish(new, settings, storage, session)
     checkpoints.delete()
     return published
+
+
+def _in_this_process(
+    job: Job, settings: Settings, storage: Storage, on_progress: Callable[[Progress], None]
+) -> tuple[dict[str, Tensor], State]:
+    """What a device or a lost reader of pictures ends goes on in a new process, as elsewhere."""
+    try:
+        return run(job, settings, storage, on_progress)
+    except RuntimeError as error:
+        lost = isinstance(error, torch.AcceleratorError) or _LOST_READER in str(error)
+        if not lost or isinstance(error, torch.OutOfMemoryError):
+            raise
+        message = f"the training was lost, and goes on from its last checkpoint: {error}"
+        raise TransientError(message, reason="WORKER_LOST") from error
 
 
 def _record(

@@ -86,7 +86,7 @@ def run(
 def open_data(
     dataset_id: str, config: TrainingConfig, settings: Settings, storage: Storage
 ) -> Data:
-    """The pictures of a data set version; raises `DatasetError` when a split is empty."""
+    """The pictures of a data set version; raises `DatasetError` when a split has no gun."""
     manifest = load_manifest(storage, settings.data_bucket, dataset_id)
     _, side = input_size(config.detector)
     train = DetectionDataset(
@@ -97,12 +97,13 @@ def open_data(
         side=round(side * max(config.augmentation.scales) * _SPARE),
     )
     validation = DetectionDataset(manifest, "validation", settings, storage)
-    if not len(train) or not len(validation):
-        raise DatasetError(
-            f"data set {dataset_id[:12]} has {len(train)} pictures to train on and "
-            f"{len(validation)} to validate with: ingest more",
-            reason="EMPTY_SPLIT",
-        )
+    for split in (train, validation):
+        if not any(entry.boxes for entry in split.entries):
+            raise DatasetError(
+                f"data set {dataset_id[:12]} has {len(train)} pictures to train on and "
+                f"{len(validation)} to validate with, and guns are not in both: ingest more",
+                reason="EMPTY_SPLIT",
+            )
     names = [entry.sha256 for entry in train.entries]
     return Data(train, validation, plan_order(train.entries, config), names)
 

@@ -1,16 +1,27 @@
 """A candidate whose stored weights are not what was measured never becomes champion."""
 
+import io
 import json
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from gun_detection import stages
 from gun_detection.database import open_session
-from gun_detection.errors import NotFoundError, ReleaseError, TerminalError
-from gun_detection.release.champion import get_model
+from gun_detection.errors import (
+    ModelError,
+    NotFoundError,
+    ReleaseError,
+    ServiceUnavailableError,
+    SettingsError,
+    TerminalError,
+)
+from gun_detection.release import canary
+from gun_detection.release.champion import get_model, promote
 from gun_detection.release.registry import publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -106,6 +117,80 @@ def test_what_is_stored_is_not_what_was_measured(
         stages.promote(settings, candidate.model_id, "a", "b", decision["decision_id"])
     with open_session(settings) as session, pytest.raises(NotFoundError, match="no champion"):
         get_model(session, "champion")
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (
+            lambda *_, **__: subprocess.CompletedProcess([], 1, "", "OSError: [Errno 28]"),
+            "Errno 28",
+        ),
+        (lambda *_, **__: subprocess.CompletedProcess([], -9, "", ""), "signal 9"),
+        (lambda *_, **__: _raise(subprocess.TimeoutExpired("canary", 900)), "within 900 s"),
+    ],
+    ids=["disk", "killed", "slow"],
+)
+def test_trouble_of_the_machine_says_nothing_of_the_model(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(canary.subprocess, "run", run)
+    with pytest.raises(ServiceUnavailableError, match=message) as caught:
+        canary.fly_canary("m", "d", [], settings)
+    assert caught.value.reason == "CANARY_LOST"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModelError("bad weights"), "error"),
+        (NotFoundError("no weights"), "error"),
+        (TerminalError("damaged", reason="SHA256_MISMATCH"), "error"),
+        (SettingsError("no engine"), "transient"),
+        (ServiceUnavailableError("away"), "transient"),
+    ],
+)
+def test_only_the_model_is_blamed_for_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    said: str,
+) -> None:
+    request = json.dumps({"model_id": "m", "dataset_id": "d", "pictures": []})
+    monkeypatch.setattr("sys.stdin", io.StringIO(request))
+    monkeypatch.setattr(canary, "_look", lambda *_: _raise(error))
+    canary.main()
+    assert list(json.loads(capsys.readouterr().out)) == [said]
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_a_champion_from_other_pictures_is_not_replaced_without_a_person(
+    candidate: Candidate, settings: Settings, storage: Storage
+) -> None:
+    with open_session(settings) as session:
+        champion = publish(
+            replace(random_model(3), dataset_id=candidate.dataset_id), settings, storage, session
+        ).id
+    with open_session(settings) as session:
+        promote(session, champion, actor="a", reason="b")
+    same = stages.gate(settings, candidate.model_id, candidate.dataset_id, "trial")
+    assert (same["promotion"], same["caution"]) == ("auto", None)
+    grown = stages.ingest("synthetic:44:5", settings)["dataset_id"]
+    more = stages.gate(settings, candidate.model_id, grown, "trial")
+    assert (more["promotion"], more["caution"]) == ("auto", None)
+    other = stages.ingest("synthetic:40:6", settings)["dataset_id"]
+    judged = stages.gate(settings, candidate.model_id, other, "trial")
+    assert judged["promotion"] == "approve"
+    for text_ in (judged["explanation"], judged["approval_text"]):
+        assert "only 0% of the pictures" in text_.replace("\\", "")
+    by_hand = settings.model_copy(update={"promotion": "manual"})
+    assert stages.gate(by_hand, candidate.model_id, other, "trial")["promotion"] == "manual"
 
 
 def test_weights_that_are_swapped_after_the_gate_are_not_promoted(

@@ -130,6 +130,22 @@ def test_a_decision_allows_only_what_it_was_about(publish_model: Publish, sessio
     assert promote(session, second.id, actor="a", reason="b", decision=good).model_id == second.id
 
 
+def test_a_promotion_that_is_tried_again_undoes_no_rollback(
+    publish_model: Publish, session: Session
+) -> None:
+    first, second = publish_model(1), publish_model(2)
+    by(session, first)
+    good = _decision(session, second.id, first.id, passed=True)
+    promote(session, second.id, actor="a", reason="b", decision=good)
+    rollback(session, actor="operator", reason="worse in practice")
+    with pytest.raises(ReleaseError) as caught:
+        promote(session, second.id, actor="a", reason="b", decision=good)
+    assert caught.value.reason == "CHAMPION_CHANGED"
+    champion = current_champion(session)
+    assert champion is not None
+    assert champion.id == first.id
+
+
 def test_of_two_promotions_at_once_the_second_is_told(
     publish_model: Publish, session: Session, settings: Settings
 ) -> None:

@@ -112,6 +112,15 @@ def test_the_newest_champions_and_those_in_use_stay(
         assert caught.value.reason == "MODEL_DELETED"
 
 
+def test_one_that_a_person_said_yes_to_stays_until_it_is_promoted(
+    versions: list[str], settings: Settings
+) -> None:
+    with open_session(settings) as session:
+        promote(session, versions[0], actor="a", reason="b")
+        decide(session, versions[1], versions[0], answer=True)
+    assert stages.prune(settings, 1)["deleted"] == sorted(versions[2:6])
+
+
 def test_one_that_was_compared_with_an_earlier_champion_waits_for_nobody(
     versions: list[str], settings: Settings
 ) -> None:

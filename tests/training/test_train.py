@@ -10,10 +10,12 @@ import torch
 
 from gun_detection import stages
 from gun_detection.database import open_session
+from gun_detection.datasets import ingest
 from gun_detection.errors import DatasetError, ReleaseError, TrainingError, TransientError
 from gun_detection.release.champion import get_model
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
+from gun_detection.training import train
 from gun_detection.training.loop import Progress
 from gun_detection.training.step import select_precision
 
@@ -154,8 +156,34 @@ def test_what_a_worker_raises_is_raised(
     assert caught.value.reason == "LOSS_NOT_FINITE"
 
 
-def test_a_set_without_validation_pictures_is_refused(settings: Settings) -> None:
+def test_a_set_without_validation_pictures_is_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = settings.model_copy(update={"validation_share": 1e-9})
+    with pytest.raises(DatasetError, match="validation split has 0 pictures") as caught:
+        stages.ingest("synthetic:30", settings)
+    assert caught.value.reason == "EMPTY_SPLIT"
+    # As from elsewhere.
+    monkeypatch.setattr(ingest, "_check_splits", lambda _: None)
     dataset = stages.ingest("synthetic:30", settings)["dataset_id"]
-    with pytest.raises(DatasetError, match="0 to validate with: ingest more"):
+    with pytest.raises(DatasetError, match="0 to validate with, and guns are not in both"):
         stages.train(settings, dataset, "smoke", QUICK)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_what_a_new_process_may_mend_is_tried_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, dataset: str, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "run", fail)
+    with pytest.raises(TransientError, match="last checkpoint") as caught:
+        stages.train(settings, dataset, "smoke", QUICK)
+    assert caught.value.reason == "WORKER_LOST"
