@@ -7,12 +7,22 @@ if [ -e .env ]; then
     echo ".env exists: its secrets open the existing data, so it is not replaced" >&2
     exit 1
 fi
+if ! command -v openssl >/dev/null; then
+    echo "openssl, which makes the secrets, is not installed" >&2
+    exit 1
+fi
 umask 077
+trap 'rm -f .env.new' EXIT
 while IFS= read -r line; do
     case "$line" in
-        FERNET_KEY=) echo "$line$(openssl rand -base64 32 | tr '+/' '-_')" ;;
-        [A-Z]*=) echo "$line$(openssl rand -hex 32)" ;;
-        *) echo "$line" ;;
+        # Assignments of their own: elsewhere a failure of openssl would not end the script.
+        FERNET_KEY=)
+            secret=$(openssl rand -base64 32)
+            secret=$(echo "$secret" | tr '+/' '-_')
+            ;;
+        [A-Z]*=) secret=$(openssl rand -hex 32) ;;
+        *) secret= ;;
     esac
+    echo "$line$secret"
 done <.env.example >.env.new
 mv .env.new .env

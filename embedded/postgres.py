@@ -110,7 +110,12 @@ def _run_initdb(server: PostgresServer, data: Path, password_file: Path) -> None
 
 def prepare_folder(server: PostgresServer) -> None:
     """Make the folder of the cluster and give it to the user that PostgreSQL runs as."""
-    server.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    parent = server.folder.parent
+    if not parent.exists():
+        parent.mkdir(parents=True)
+        # That user passes through it, whatever the umask says.
+        parent.chmod(0o711)
+    server.folder.mkdir(mode=0o700, exist_ok=True)
     _give_to(server.user, server.folder)
 
 

@@ -46,6 +46,17 @@ def revision(service: Service, folder: Path) -> str:
     return hashlib.sha256(_description(service, folder).encode()).hexdigest()[:16]
 
 
+def code_revision() -> str:
+    """Differs when the code that services run does, or what it depends on."""
+    digest = hashlib.sha256()
+    folders = (REPOSITORY / name for name in ("embedded", "gun_detection", "plugins"))
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    for path in [REPOSITORY / "requirements.txt", *sorted(files)]:
+        if "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _description(service: Service, folder: Path) -> str:
     description = {
         "command": service.command,

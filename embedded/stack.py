@@ -26,7 +26,7 @@ from embedded.environment import (
 )
 from embedded.health import Checks, Health, web_server_answers
 from embedded.predict import predict_service
-from embedded.processes import Service
+from embedded.processes import Service, code_revision
 from embedded.supervision import ALIVE, ProcessState, Supervisor
 from embedded.tensorboard import tensorboard_service
 from gun_detection.errors import ServiceUnavailableError
@@ -74,7 +74,9 @@ class Stack:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        return service_environment(self.platform, self.postgres)
+        # What runs other code than that of this folder has to be started again.
+        code = {"PLATFORM_CODE": code_revision()}
+        return service_environment(self.platform, self.postgres) | code
 
     @cached_property
     def groups(self) -> dict[str, list[Service]]:

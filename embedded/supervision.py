@@ -1,7 +1,6 @@
 """The supervisor that starts the services, restarts them when they die and keeps their logs."""
 
 import http.client
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,9 @@ from embedded.processes import LAUNCH, Service, marker_of, revision, write_servi
 
 NAME = "supervisor"
 ALIVE = frozenset({"STARTING", "RUNNING", "BACKOFF"})
+# They end their children themselves: those of PostgreSQL are not to be interrupted one by one, and
+# requests under way still need the decoders of the predict service.
+_STOPPED_ALONE = frozenset({"postgres", "predict"})
 _NOT_RUNNING = (ConnectionError, FileNotFoundError, http.client.HTTPException, TimeoutError)
 
 
@@ -174,8 +176,7 @@ supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 
     def _program(self, service: Service) -> str:
         description = write_service(service, self._folder)
-        # PostgreSQL's own children are not to be interrupted one by one.
-        as_group = "false" if service.stop_signal is signal.SIGINT else "true"
+        as_group = "false" if service.name in _STOPPED_ALONE else "true"
         return f"""[program:{service.name}]
 command="{sys.executable}" "{LAUNCH}" "{description}"
 environment=REVISION="{revision(service, self._folder)}"

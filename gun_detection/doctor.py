@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from gun_detection.database import open_session
-from gun_detection.errors import GunDetectionError
+from gun_detection.errors import GunDetectionError, SettingsError, TerminalError
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -29,7 +29,7 @@ def examine(settings: Settings) -> list[Check]:
         _check("database", lambda: _database(settings)),
         _check("storage", lambda: _storage(settings)),
         _check("detector", _detector),
-        _disk(settings),
+        _check("disk", lambda: _disk(settings)),
     ]
 
 
@@ -38,12 +38,22 @@ def _check(name: str, look: Callable[[], str]) -> Check:
         return Check(name, True, look())
     except GunDetectionError as error:
         return Check(name, False, error.message)
+    except Exception as error:
+        # One that nobody foresaw is no reason to leave out the other checks.
+        return Check(name, False, f"{type(error).__name__}: {error}")
 
 
 def _database(settings: Settings) -> str:
-    with open_session(settings) as session:
-        version = session.scalar(text("SHOW server_version"))
-        champion = session.execute(text("SELECT model_id FROM current_champion")).scalar()
+    try:
+        with open_session(settings) as session:
+            version = session.scalar(text("SHOW server_version"))
+            champion = session.execute(text("SELECT model_id FROM current_champion")).scalar()
+    except ValueError:
+        # It quotes what stands in the place of the port, which may be of the password.
+        raise SettingsError(
+            "GUN_DETECTION_DATABASE_URL is not understood: its port is no number; in a password "
+            "write @, : and / as %40, %3A and %2F"
+        ) from None
     return f"PostgreSQL {version}, schema is current, champion: {champion or 'none yet'}"
 
 
@@ -67,9 +77,10 @@ def _detector() -> str:
     return f"torch {torch.__version__} on the CPU, {torch.get_num_threads()} threads"
 
 
-def _disk(settings: Settings) -> Check:
+def _disk(settings: Settings) -> str:
     settings.home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(settings.home).free
-    enough = free >= _MIN_FREE_BYTES
     detail = f"{free / 2**30:.1f} GiB free at {settings.home}"
-    return Check("disk", enough, detail if enough else f"{detail}: make room, 1 GiB at least")
+    if free < _MIN_FREE_BYTES:
+        raise TerminalError(f"{detail}: make room, 1 GiB at least")
+    return detail

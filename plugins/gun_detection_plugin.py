@@ -101,7 +101,7 @@ def _origin(dag_id: str, run_id: str) -> str:
 
 def _page(make: Callable[[Any], str]) -> HTMLResponse:
     from gun_detection.database import open_session
-    from gun_detection.errors import NotFoundError, TransientError
+    from gun_detection.errors import GunDetectionError, NotFoundError, TransientError
     from gun_detection.settings import load_settings
 
     try:
@@ -111,20 +111,24 @@ def _page(make: Callable[[Any], str]) -> HTMLResponse:
         raise HTTPException(404, error.message) from None
     except TransientError as error:
         raise HTTPException(503, error.message, {"Retry-After": "10"}) from None
+    except GunDetectionError as error:
+        raise HTTPException(500, error.message) from None
 
 
 def _stored(key: str, what: str) -> HTMLResponse:
-    from gun_detection.errors import NotFoundError, TransientError
+    from gun_detection.errors import GunDetectionError, NotFoundError, TransientError
     from gun_detection.settings import load_settings
     from gun_detection.storage import Storage
 
-    settings = load_settings()
     try:
+        settings = load_settings()
         page = Storage(settings).get(settings.data_bucket, key)
     except NotFoundError:
         raise HTTPException(404, f"There is no such {what}.") from None
     except TransientError as error:
         raise HTTPException(503, error.message, {"Retry-After": "10"}) from None
+    except GunDetectionError as error:
+        raise HTTPException(500, error.message) from None
     return HTMLResponse(page, headers=_HEADERS)
 
 

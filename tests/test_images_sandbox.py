@@ -1,5 +1,7 @@
 """The decoding child: dies, hangs and runs out of memory without harm to the next picture."""
 
+import errno
+import fcntl
 import io
 import os
 import signal
@@ -117,6 +119,19 @@ def test_child_killed_at_work_is_reported_and_replaced(decoder: SandboxedDecoder
     assert refused(decoder, GOOD) == Reason.DECODER_CRASHED
     killer.join()
     assert decoder.decode(GOOD).pixels.shape == (48, 64, 3)
+
+
+def test_pipes_may_be_as_small_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses larger ones to a user who has many."""
+
+    def refuse(pipe: int, command: int, argument: int) -> int:
+        assert command == fcntl.F_SETPIPE_SZ
+        raise PermissionError(errno.EPERM, "refused")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    large = saved(scene(700, 500), "PNG")
+    with SandboxedDecoder(Settings(decode_timeout=60)) as decoder:
+        assert decoder.decode(large).pixels.shape == (500, 700, 3)
 
 
 @pytest.mark.parametrize("side", [48, 1500], ids=["fits the pipe", "blocks the pipe"])

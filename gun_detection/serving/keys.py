@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -201,13 +202,23 @@ def revoke_key(path: Path, name: str) -> int:
 def _changing(path: Path) -> Iterator[list[Key]]:
     """The entries, to be changed by one process at a time; replaced as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
+    opener = partial(_open_for_owner, (path if path.exists() else path.parent).stat())
+    with open(path.with_name(path.name + ".lock"), "w", opener=opener) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         keys = read_keys(path)
         yield keys
         new = path.with_name(path.name + ".new")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        with open(new, "w", opener=opener) as file:
             file.writelines(f"{key}\n" for key in keys)
             file.flush()
             os.fsync(file.fileno())
         new.rename(path)
+
+
+def _open_for_owner(owner: os.stat_result, path: str, flags: int) -> int:
+    """A private file; what root writes is given away, since the service is another user."""
+    # The folder may be that user's: no link in it shall lead root elsewhere.
+    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    if os.geteuid() == 0:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor

@@ -140,6 +140,9 @@ class ModelKeeper:
         if new is None:
             return
         self._serving = ServedModel(*new)
+        if before is not None:
+            # Figures of several processes lie in files, from which clearing takes nothing.
+            MODEL.labels(before.card.model).set(0)
         MODEL.clear()
         MODEL.labels(self._serving.card.model).set(1)
         logger.info("serving %s on %s", self._serving.card.model, self._serving.card.engine)

@@ -82,6 +82,30 @@ def test_generated_secrets_are_private_different_and_kept(project: Path) -> None
     assert variables(project) == values
 
 
+@pytest.mark.parametrize("program", [None, "#!/bin/sh\nexit 1\n"], ids=["missing", "failing"])
+def test_without_openssl_no_file_is_made(tmp_path: Path, program: str | None) -> None:
+    (tmp_path / "docker").mkdir()
+    for name in (".env.example", "docker/generate-env.sh"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sh", "dirname", "mv", "rm", "tr"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    if program is not None:
+        (programs / "openssl").write_text(program)
+        (programs / "openssl").chmod(0o755)
+    result = subprocess.run(
+        [programs / "sh", tmp_path / "docker" / "generate-env.sh"],
+        env={"PATH": str(programs)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert ("is not installed" in result.stderr) == (program is None)
+    assert [path.name for path in tmp_path.glob(".env*")] == [".env.example"]
+
+
 def test_no_secret_is_written_down() -> None:
     example = (REPOSITORY / ".env.example").read_text()
     assert all(re.search(f"^{name}=$", example, re.MULTILINE) for name in SECRETS)
@@ -208,6 +232,19 @@ def test_api_keys_are_taken_over_and_may_be_missing(project: Path, compose: Comp
         assert environment["GUN_DETECTION_SERVE_KEYS"] == expected
     # An empty line would get a random secret, which is no entry.
     assert "SERVE_KEYS" not in variables(project)
+
+
+def test_airflow_believes_the_proxy_that_is_named(
+    project: Path, compose: Compose, services: dict[str, Any]
+) -> None:
+    server = services["airflow-api-server"]
+    assert "--proxy-headers" in server["command"]
+    assert server["environment"]["FORWARDED_ALLOW_IPS"] == "127.0.0.1"
+    result = compose(project, "config", AIRFLOW_TRUSTED_PROXIES="192.0.2.1")
+    named = yaml.safe_load(result.stdout)["services"]["airflow-api-server"]["environment"]
+    assert named == server["environment"] | {"FORWARDED_ALLOW_IPS": "192.0.2.1"}
+    # An empty line would get a random secret, which is no address.
+    assert "AIRFLOW_TRUSTED_PROXIES" not in variables(project)
 
 
 def test_every_mounted_or_copied_file_exists(services: dict[str, Any], project: Path) -> None:

@@ -315,6 +315,9 @@ def test_pod_has_no_rights_and_no_foreign_variables(deploy: Path) -> None:
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
     }
+    # Decoders and threads are counted by it, and the memory is for so many.
+    resources = container["resources"]
+    assert resources["limits"]["cpu"] == resources["requests"]["cpu"]
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert {path for path, mount in mounts.items() if not mount.get("readOnly")} == {
         "/tmp",

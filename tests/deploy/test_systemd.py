@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from embedded.stack import UNPRIVILEGED_DATA
+
 UNIT = "gun-detection-serve.service"
 
 
@@ -32,11 +34,15 @@ def test_unit_leaves_little_to_a_break_in(deploy: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_stopping_lets_requests_under_way_be_finished(deploy: Path) -> None:
+def service_of(deploy: Path) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=")
     parser.optionxform = str  # type: ignore[assignment]
     parser.read(deploy / "systemd" / UNIT)
-    service = parser["Service"]
+    return parser["Service"]
+
+
+def test_stopping_lets_requests_under_way_be_finished(deploy: Path) -> None:
+    service = service_of(deploy)
     # Otherwise the processes that decode their pictures would be ended at the same time.
     assert service["KillMode"] == "mixed"
     assert int(service["TimeoutStopSec"].removesuffix("s")) > 30
@@ -45,3 +51,14 @@ def test_stopping_lets_requests_under_way_be_finished(deploy: Path) -> None:
     # Secrets come from the file, which only root can read, and not from the unit.
     assert service["EnvironmentFile"] == "/etc/gun-detection/serve.env"
     assert "SERVE_KEYS" not in (deploy / "systemd" / UNIT).read_text()
+
+
+def test_state_is_not_where_a_platform_keeps_its_own(deploy: Path) -> None:
+    service = service_of(deploy)
+    home = Path("/var/lib") / service["StateDirectory"]
+    # systemd gives all that is in it to the user of the service.
+    assert home not in (UNPRIVILEGED_DATA, *UNPRIVILEGED_DATA.parents)
+    assert service["WorkingDirectory"] == str(home)
+    text = (deploy / "systemd" / UNIT).read_text()
+    assert f"Environment=GUN_DETECTION_HOME={home}\n" in text
+    assert f"--home-dir {home} " in text

@@ -87,6 +87,23 @@ def test_a_stopped_server_does_not_answer(servers: Servers, stopped: PostgresSer
     assert not postgres.answers(replace(stopped, port=1))
 
 
+def test_user_of_the_cluster_reaches_it_whatever_the_umask(tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path / "made" / "one", 5433, "secret", None)
+
+    def modes() -> list[int]:
+        before = os.umask(0o077)
+        try:
+            postgres.prepare_folder(server)
+        finally:
+            os.umask(before)
+        return [stat.S_IMODE(path.stat().st_mode) for path in (server.folder.parent, server.folder)]
+
+    assert modes() == [0o711, 0o700]
+    # What somebody else made is left as it is.
+    server.folder.parent.chmod(0o750)
+    assert modes() == [0o750, 0o700]
+
+
 def test_programs_are_copied_where_the_user_cannot_reach_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from embedded import processes
 from embedded.launch import kill_processes_of, processes_of
-from embedded.processes import Service, marker_of, revision, start_service, stop_service
+from embedded.processes import (
+    Service,
+    code_revision,
+    marker_of,
+    revision,
+    start_service,
+    stop_service,
+)
 
 _SLEEP = (sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)")
 
@@ -97,6 +105,24 @@ def test_the_revision_follows_the_environment(tmp_path: Path) -> None:
     service = Service("sleep", _SLEEP, {"A": "1"})
     assert revision(service, tmp_path) == revision(Service("sleep", _SLEEP, {"A": "1"}), tmp_path)
     assert revision(service, tmp_path) != revision(Service("sleep", _SLEEP, {"A": "2"}), tmp_path)
+
+
+def test_the_revision_of_the_code_follows_what_services_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "REPOSITORY", tmp_path)
+    module = tmp_path / "gun_detection" / "a.py"
+    compiled = module.parent / "__pycache__" / "a.pyc"
+    for path in (tmp_path / "requirements.txt", module, compiled):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("1")
+    before = code_revision()
+    compiled.write_text("2")
+    assert code_revision() == before
+    module.write_text("2")
+    changed = code_revision()
+    (tmp_path / "requirements.txt").write_text("2")
+    assert len({before, changed, code_revision()}) == 3
 
 
 def test_secrets_stay_out_of_messages() -> None:

@@ -122,6 +122,30 @@ def test_promotions_under_load_lose_no_request(
     assert " status=5" not in service.log.partition(f"serving {first}")[2]
 
 
+def test_figures_of_several_processes_name_the_new_champion_only(
+    settings: Settings, models: list[str], start: Start
+) -> None:
+    first, second = models
+    make_champion(settings, first)
+    service = start("--workers", 2, **QUICK)
+
+    def wait_until_both_serve(model: str) -> None:
+        deadline = time.monotonic() + 60
+        while service.log.count(f"serving {model}") < 2:
+            assert time.monotonic() < deadline, service.log
+            time.sleep(0.1)
+
+    wait_until_both_serve(first)
+    make_champion(settings, second)
+    wait_until_both_serve(second)
+    lines = httpx.get(f"{service.url}/metrics").text.splitlines()
+    shown = {line for line in lines if line.startswith("gun_detection_model{")}
+    assert shown == {
+        f'gun_detection_model{{model="{first}"}} 0.0',
+        f'gun_detection_model{{model="{second}"}} 1.0',
+    }
+
+
 def test_champion_that_cannot_be_loaded_is_told_while_the_one_before_serves(
     settings: Settings, storage: Storage, servers: Servers, models: list[str], start: Start
 ) -> None:

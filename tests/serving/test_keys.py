@@ -17,6 +17,7 @@ from gun_detection.serving.keys import (
     Key,
     KeyRing,
     add_key,
+    key_of,
     new_key,
     read_keys,
     revoke_key,
@@ -136,6 +137,59 @@ def test_settings_and_file_both_count(path: Path) -> None:
     keys = ring(path, serve_keys=f" {other}\n")
     assert keys.find(one) == key
     assert keys.find(two) == other
+
+
+def test_a_revoked_name_that_the_environment_has_too_is_told(path: Path) -> None:
+    key = new_key("two-places", ["predict"], None)[1]
+    add_key(path, key)
+    run = subprocess.run(
+        [PROGRAM, "keys", "revoke", "two-places"],
+        env=os.environ
+        | {"GUN_DETECTION_SERVE_KEYS_FILE": str(path), "GUN_DETECTION_SERVE_KEYS": str(key)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "GUN_DETECTION_SERVE_KEYS goes on" in run.stderr
+    assert read_keys(path) == []
+
+
+def test_keys_and_entries_are_whole_in_narrow_windows() -> None:
+    run = subprocess.run(
+        [PROGRAM, "keys", "new", "camera-1", "--print"],
+        env=os.environ | {"COLUMNS": "40"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = dict(line.split(maxsplit=1) for line in run.stdout.splitlines()[1:])
+    entry = Key.parse(shown["entry"])
+    assert key_of(shown["key"], entry.name, entry.scopes) == entry
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away: that is not checked")
+def test_what_root_writes_belongs_to_who_has_to_read_it(path: Path) -> None:
+    def owners() -> set[tuple[int, int]]:
+        return {(one.stat().st_uid, one.stat().st_gid) for one in path.parent.iterdir()}
+
+    path.parent.mkdir()
+    os.chown(path.parent, 1234, 5678)
+    add_key(path, new_key("x", ["predict"], None)[1])
+    assert owners() == {(1234, 5678)}
+    os.chown(path, 2345, 6789)
+    rotate_key(path, "x", overlap_days=1, days=None)
+    assert owners() == {(2345, 6789)}
+
+
+@pytest.mark.parametrize("suffix", [".new", ".lock"])
+def test_no_link_leads_to_another_file(path: Path, suffix: str) -> None:
+    other = path.parent.with_name("other")
+    other.write_text("kept")
+    path.parent.mkdir()
+    path.with_name(path.name + suffix).symlink_to(other)
+    with pytest.raises(OSError, match="symbolic links"):
+        add_key(path, new_key("x", ["predict"], None)[1])
+    assert other.read_text() == "kept"
 
 
 @pytest.fixture

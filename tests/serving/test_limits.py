@@ -1,5 +1,6 @@
 """Rate limits, the bounded queue, timeouts, and several processes."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from limits import parse
 
 from gun_detection.errors import SettingsError
 from gun_detection.serving.limits import FileStorage, RateLimit, client_name
+from gun_detection.serving.refusals import Refusal
 from gun_detection.settings import Settings
 from tests.picture_files import saved, scene
 from tests.serving.conftest import OPEN, Running
@@ -41,8 +43,20 @@ def test_ten_pictures_a_minute_by_default(start: Start, weights: Path) -> None:
     assert post(service, **{"X-Forwarded-For": "192.0.2.1"}).status_code == 429
     for path in ("/", "/model", "/health"):
         assert httpx.get(service.url + path).is_success
-    more = post(service, pictures=11)
-    assert more.status_code == 429
+
+
+def test_batch_beyond_the_limit_is_not_asked_to_come_again(start: Start, weights: Path) -> None:
+    service = start(
+        "--model",
+        weights,
+        GUN_DETECTION_SERVE_ANONYMOUS="true",
+        GUN_DETECTION_SERVE_RATE_LIMIT="3/minute",
+    )
+    refused = post(service, pictures=4)
+    assert refused.status_code == 429
+    # To come again would not help.
+    assert "4 pictures at once" in refused.json()["error"]["message"]
+    assert "retry-after" not in refused.headers
 
 
 def test_trusted_proxy_says_who_asks(start: Start, weights: Path) -> None:
@@ -126,6 +140,17 @@ def test_counter_is_exact_under_threads_and_forgets(tmp_path: Path) -> None:
     assert FileStorage(tmp_path / "counts.sqlite").get_moving_window(key, 5, 60)[1] == 5
     assert storage.acquire_entry(key, 5, 0)
     assert storage.reset() == 1
+
+
+def test_a_counter_that_cannot_be_read_is_told_and_not_a_fault(tmp_path: Path) -> None:
+    limit = RateLimit(Settings(serve_rate_limit="5/minute"), tmp_path)
+    asyncio.run(limit.spend("one"))
+    (tmp_path / "rate-limit.sqlite").write_bytes(b"no database" * 1000)
+    for left in ("rate-limit.sqlite-wal", "rate-limit.sqlite-shm"):
+        (tmp_path / left).unlink(missing_ok=True)
+    with pytest.raises(Refusal) as caught:
+        asyncio.run(limit.spend("one"))
+    assert (caught.value.status, caught.value.reason) == (503, "RATE_STORE")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,17 @@ def test_service_by_its_short_names(start: Callable[..., Running], weights: Path
     assert allowed("https://other.example") is None
 
 
+def test_stopped_service_leaves_no_folder_behind(
+    start: Callable[..., Running], weights: Path, tmp_path: Path
+) -> None:
+    service = start("--model", weights, **OPEN)
+    # Below its home, where nothing is deleted for its age.
+    [folder] = (tmp_path / "home").glob("*/serve-*")
+    assert (folder / "rate-limit.sqlite").exists()
+    assert service.stop() == 0
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
