@@ -48,6 +48,7 @@ def prune_models() -> None:
         result = stages.prune(load_settings(), params["keep"], dry_run=params["dry_run"])
         verb = "would delete" if result["dry_run"] else "deleted"
         print(f"{verb} the weights of {', '.join(result['deleted']) or 'nothing'}")
+        print(f"{verb} {result['checkpoints']} checkpoints of trainings that were given up")
         return result
 
     prune()

@@ -5,6 +5,7 @@ An archive with anything else in it is refused as a whole with reason `UNSAFE_AR
 
 import gzip
 import io
+import os
 import stat
 import tarfile
 import zipfile
@@ -30,6 +31,8 @@ _DAMAGE = (
     ValueError,
     RecursionError,
 )
+
+_LONGEST_NAME = 255
 
 Member = tuple[str, IO[bytes] | None]
 
@@ -111,6 +114,8 @@ def _safe_parts(name: str) -> tuple[str, ...]:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         raise _unsafe(f"{name[:100]!r} is outside the folder")
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        raise _unsafe(f"{name[:100]!r}… is longer than file systems allow")
     return path.parts
 
 

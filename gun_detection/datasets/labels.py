@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -242,7 +242,7 @@ def _coco_boxes(
     rows, classes = [], []
     for annotation in annotations:
         category = annotation.get("category_id")
-        if names and category not in names:
+        if names and not (isinstance(category, Hashable) and category in names):
             raise LabelError(f"category {category!r} is not in `categories`")
         bbox = annotation.get("bbox")
         if not isinstance(bbox, list):

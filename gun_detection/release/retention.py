@@ -5,6 +5,7 @@ records, cards and reports stay, as decisions and detections refer to them.
 """
 
 import logging
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, select
@@ -26,9 +27,12 @@ from gun_detection.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+_GIVEN_UP = timedelta(days=30)
+
 
 def prune(settings: Settings, storage: Storage, keep: int, *, dry_run: bool) -> dict[str, Any]:
-    """Delete the weights and packages of versions that nothing needs; the ids of those.
+    """Delete the weights and packages of versions that nothing needs, and the checkpoints of
+    trainings that were given up; the ids of those, and how many these are.
 
     Kept are the `keep` newest, all that ever were champion, those pinned by an open scoring run,
     and those that passed the gate and wait for a person. Versions are marked first, and every
@@ -36,12 +40,14 @@ def prune(settings: Settings, storage: Storage, keep: int, *, dry_run: bool) -> 
     Raises `ServiceUnavailableError` while a promotion is made, or when objects are still listed
     after they were deleted.
     """
+    given_up = _given_up(settings, storage)
     with open_session(settings) as session:
         # Nothing is promoted between this look and the mark.
         take_turn(session)
         old = _unneeded(session, keep)
         if dry_run:
-            return {"dry_run": True, "deleted": sorted(model.id for model in old)}
+            ids = sorted(model.id for model in old)
+            return {"dry_run": True, "deleted": ids, "checkpoints": len(given_up)}
         for model in old:
             model.deleted_at = func.now()
     with open_session(settings) as session:
@@ -51,7 +57,7 @@ def prune(settings: Settings, storage: Storage, keep: int, *, dry_run: bool) -> 
         # Before their files, so that no row promises a file that is gone.
         session.execute(delete(EnginePackage).where(EnginePackage.model_id.in_(weights.values())))
     gone = _stored(weights, settings, storage)
-    storage.delete_many(settings.data_bucket, gone)
+    storage.delete_many(settings.data_bucket, [*gone, *given_up])
     left = gone.keys() & _stored(weights, settings, storage).keys()
     if left:
         raise ServiceUnavailableError(
@@ -61,7 +67,17 @@ def prune(settings: Settings, storage: Storage, keep: int, *, dry_run: bool) -> 
     deleted = sorted(set(gone.values()))
     for model_id in deleted:
         logger.info("deleted the weights and packages of %s", model_id)
-    return {"dry_run": False, "deleted": deleted}
+    return {"dry_run": False, "deleted": deleted, "checkpoints": len(given_up)}
+
+
+def _given_up(settings: Settings, storage: Storage) -> list[str]:
+    """Checkpoints that no training went on from for long: one that ends deletes its own."""
+    now = datetime.now(UTC)
+    return [
+        item.key
+        for item in storage.list_objects(settings.data_bucket, "checkpoints/")
+        if now - item.last_modified > _GIVEN_UP
+    ]
 
 
 def _unneeded(session: Session, keep: int) -> list[ModelVersion]:

@@ -207,6 +207,7 @@ def test_coco_that_is_not_coco(change: dict[str, object]) -> None:
     "change",
     [
         {"annotations": [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 1, 1]}]},
+        {"annotations": [{"image_id": 1, "category_id": [1], "bbox": [0, 0, 1, 1]}]},
         {"annotations": [{"image_id": 1, "category_id": 1}]},
         {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 3, "file_name": "a.jpg"}]},
     ],

@@ -62,9 +62,11 @@ def fill(folder: Path, spare: int = 0) -> Path:
 
 
 @pytest.fixture
-def temporary(shard: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of temporary files, on a small disk of its own."""
+def temporary(shard: int, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folders of temporary files, of ours and of others, on a small disk of their own."""
+    settings.home.mkdir(parents=True, exist_ok=True)
     with small_disk("size=64k") as folder, monkeypatch.context() as patch:
+        (settings.home / "tmp").symlink_to(folder)
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", str(folder))
         yield folder
@@ -95,7 +97,8 @@ def test_a_temporary_folder_that_takes_no_file_is_to_be_tried_again(
     used = sum(1 for _ in temporary.iterdir()) + 1
     remount = ["mount", "-o", f"remount,nr_inodes={used}", str(temporary)]
     subprocess.run(remount, check=True)
-    with pytest.raises(TransientError, match=f"disk is full at {temporary}.*: free some space"):
+    ours = settings.home / "tmp"
+    with pytest.raises(TransientError, match=f"disk is full at {ours}.*: free some space"):
         supervise.score_shard(settings, shard)
     assert rows(settings, "SELECT attempt FROM shard") == [(0,)]
     subprocess.run(["mount", "-o", "remount,nr_inodes=100", str(temporary)], check=True)

@@ -1,5 +1,7 @@
 """Whose weights and packages are deleted, and whose never are."""
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,6 +15,7 @@ from gun_detection.database.models import (
     ScoringRun,
 )
 from gun_detection.errors import ModelError, ServiceUnavailableError
+from gun_detection.release import retention
 from gun_detection.release.champion import get_model, promote
 from gun_detection.release.packages import package_key
 from gun_detection.release.registry import load_model, publish
@@ -169,6 +172,18 @@ def test_a_deleted_version_that_is_made_again_is_there_again(
         version = get_model(session, versions[0])
         assert (version.id, version.deleted_at) == (again.id, None)
         load_model(version, settings, storage)
+
+
+def test_checkpoints_of_trainings_that_were_given_up_go(
+    settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put(settings.data_bucket, "checkpoints/a-training/000000010.safetensors", b"x")
+    assert stages.prune(settings, 1)["checkpoints"] == 0
+    monkeypatch.setattr(retention, "_GIVEN_UP", timedelta(seconds=-60))
+    assert stages.prune(settings, 1, dry_run=True)["checkpoints"] == 1
+    assert list(storage.list_objects(settings.data_bucket, "checkpoints/"))
+    assert stages.prune(settings, 1)["checkpoints"] == 1
+    assert not list(storage.list_objects(settings.data_bucket, "checkpoints/"))
 
 
 def test_it_waits_for_a_promotion_under_way(versions: list[str], settings: Settings) -> None:
