@@ -93,13 +93,15 @@ def place(
     placed = {sha: known[sha] for sha in images if sha in known}
     for sha in new:
         root = sets.root(images[sha])
-        splits = {host.split for host in joined[root]}
+        near = joined[root]
+        splits = {host.split for host in near}
         if len(splits) > 1:
             continue
-        group = min((host.group for host in joined[root]), default=None) or names.setdefault(
-            root, sha
-        )
-        split = splits.pop() if splits else split_of(group, validation_share, holdout_share)
+        if near:
+            group, split = min(host.group for host in near), splits.pop()
+        else:
+            group = names.setdefault(root, sha)
+            split = split_of(group, validation_share, holdout_share)
         placed[sha] = Placement(images[sha], group, split)
     return placed
 

@@ -172,6 +172,7 @@ def _known_placements(
 
 
 def _manifest(findings: Findings, known: dict[str, Placement], settings: Settings) -> Manifest:
+    """The manifest of what is kept; the findings keep no picture that belongs into no split."""
     hashes = {sha256: image.phash for sha256, image in findings.kept.items()}
     placed = place(hashes, known, settings.validation_share, settings.holdout_share)
     for sha256 in hashes.keys() - placed.keys():

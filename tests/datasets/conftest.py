@@ -1,12 +1,17 @@
-"""Folders of pictures in several layouts."""
+"""Folders of pictures in several layouts, and what becomes of them."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gun_detection.database import open_session
+from gun_detection.datasets.ingest import IngestResult, ingest
 from gun_detection.datasets.labels import Boxes
+from gun_detection.datasets.manifest import Manifest, load_manifest
 from gun_detection.datasets.synthetic import Picture, draw_pictures
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
 
 MakeFolder = Callable[..., Path]
 
@@ -35,3 +40,12 @@ def make_folder(tmp_path: Path, pictures: list[Picture]) -> MakeFolder:
         return root
 
     return make
+
+
+def run(spec: str | Path, settings: Settings, storage: Storage) -> IngestResult:
+    with open_session(settings) as session:
+        return ingest(str(spec), settings, storage, session)
+
+
+def manifest_of(result: IngestResult, settings: Settings, storage: Storage) -> Manifest:
+    return load_manifest(storage, settings.data_bucket, result.dataset_id)

@@ -16,6 +16,7 @@ from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from gun_detection.training import step as steps
 from gun_detection.training.augment import Augmentation
+from gun_detection.training.board import Board
 from gun_detection.training.checkpoints import Checkpoints
 from gun_detection.training.config import TrainingConfig
 from gun_detection.training.loop import Data, Progress, Training
@@ -177,6 +178,17 @@ def test_curves_pictures_and_recipe_go_to_tensorboard(
     assert "validation/0" in tags["images"]
     assert "recipe/text_summary" in tags["tensors"]
     assert "validation/precision_recall" in tags["tensors"]
+
+
+def test_curves_go_on_after_the_step_of_the_checkpoint(tmp_path: Path) -> None:
+    for start, written in ((0, (10, 20)), (10, (20, 30))):
+        with Board(tmp_path, start) as board:
+            for step in written:
+                board.step(step, {"loss": float(start)}, {})
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(10, 0.0), (20, 10.0), (30, 10.0)]
 
 
 def test_only_negatives_train_with_a_finite_loss(train: Callable[..., Training]) -> None:
