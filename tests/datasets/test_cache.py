@@ -78,12 +78,15 @@ class Reading(Dataset[int]):
 
 
 def test_processes_share_the_room(tmp_path: Path, files: Path) -> None:
-    """100,000 bytes are room for 13 pictures, or for 6 of each of two processes."""
+    """100,000 bytes are room for 13 pictures: for 6 of each of two processes that begin together.
+
+    One that begins when the other has kept n of its 6 has half of what is left, room for 6 - n/2.
+    """
     opened = open_cache(tmp_path, gigabytes=1e-4)
     for _ in range(3):
         assert sum(DataLoader(Reading(opened), batch_size=None, num_workers=2)) == 40 * 7200
         assert sum(file.stat().st_size for file in files.rglob("*.npy")) <= 100_000
-    assert len(list(files.rglob("*.npy"))) == 12
+    assert 9 <= len(list(files.rglob("*.npy"))) <= 13
     # Files of another size count as well.
     open_cache(tmp_path, side=50, gigabytes=1e-4).get("ee" * 32, Decoder())
     open_cache(tmp_path, side=50, gigabytes=1e-4).get("ff" * 32, Decoder())

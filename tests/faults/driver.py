@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,21 +40,27 @@ FAULT: dict[str, Any] = json.loads(os.environ.get("FAULT", "{}"))
 POISON = os.environ.get("POISON", "")
 PACKAGE: list[str] = json.loads(os.environ.get("PACKAGE", "[]"))
 _passed = 0
+# Several threads reach the same point.
+_reaching = threading.Lock()
 
 
 def reach(point: str) -> None:
-    """Die here, or let the clock jump, if this is the point and it is time to."""
+    """Die here, or let the clock jump, if this is the point and it is time to; once."""
     global _passed
-    if FAULT.get("point") != point or Path(FAULT["marker"]).exists():
+    if FAULT.get("point") != point:
         return
-    _passed += 1
-    if _passed >= FAULT["nth"]:
+    with _reaching:
+        if Path(FAULT["marker"]).exists():
+            return
+        _passed += 1
+        if _passed < FAULT["nth"]:
+            return
         Path(FAULT["marker"]).touch()
-        if "jump" in FAULT:
-            # Of the library that is loaded before every other one: see `clock.c`.
-            ctypes.CDLL(None).jump(ctypes.c_long(FAULT["jump"]))
-        else:
-            die(signal.Signals(FAULT["signal"]))
+    if "jump" in FAULT:
+        # Of the library that is loaded before every other one: see `clock.c`.
+        ctypes.CDLL(None).jump(ctypes.c_long(FAULT["jump"]))
+    else:
+        die(signal.Signals(FAULT["signal"]))
 
 
 def die(number: signal.Signals) -> None:
