@@ -34,16 +34,10 @@ from gun_detection.detector.architectures import (
     select_device,
 )
 from gun_detection.detector.conversion import convert, quantize, to_files
-from gun_detection.detector.engines import (
-    CPU_ENGINES,
-    DetectorEngine,
-    cores,
-    one_thread_each,
-    reference,
-    runnable,
-    shape_class,
-)
-from gun_detection.detector.inference import EVALUATION_FLOOR, Detections
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.engines import CPU_ENGINES, cores, shape_class
+from gun_detection.detector.inference import EVALUATION_FLOOR
+from gun_detection.detector.running import DetectorEngine, one_thread_each, reference, runnable
 from gun_detection.detector.weights import config_of, deserialize
 from gun_detection.errors import LabelError
 from gun_detection.evaluation.matching import Boxes, match_all

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.evaluation.bootstrap import average_precisions
 from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.metrics import calibration_error, numbers_of

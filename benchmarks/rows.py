@@ -18,7 +18,7 @@ from sqlalchemy import insert, text
 
 from gun_detection.database import open_engine, open_session
 from gun_detection.database.models import ModelVersion, ScoringRun, Shard
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.scoring.leases import Lease, claim_shard, finish_shard
 from gun_detection.scoring.ledger import Outcome, write_outcomes
 from gun_detection.scoring.listing import note_objects

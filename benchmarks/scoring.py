@@ -59,8 +59,9 @@ from gun_detection.detector.architectures import (
     build_detector,
     select_device,
 )
-from gun_detection.detector.engines import CPU_ENGINES, GPU_ENGINES, REFERENCE, runnable
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.engines import CPU_ENGINES, GPU_ENGINES, REFERENCE
+from gun_detection.detector.running import runnable
 from gun_detection.detector.weights import config_of, deserialize
 from gun_detection.evaluation.matching import Boxes, match_all
 from gun_detection.evaluation.metrics import average_precision

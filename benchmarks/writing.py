@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_or_leave
 
 from gun_detection.database import open_session
 from gun_detection.database.models import Detection, LedgerEntry, Upload
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.scoring.leases import Lease, claim_shard, renew
 from gun_detection.scoring.ledger import Outcome, write_outcomes
 from gun_detection.settings import Settings

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gun_detection.detector.inference import Detections
+    from gun_detection.detector.detections import Detections
 
 
 class WaitingEngine:
@@ -36,7 +36,7 @@ class WaitingEngine:
 def _found(image: "NDArray[np.uint8]") -> "Detections":
     import numpy as np
 
-    from gun_detection.detector.inference import Detections
+    from gun_detection.detector.detections import Detections
 
     count = int(image[0, 0, 0]) % 4
     boxes = np.tile(np.array([2, 2, 20, 20], np.float32), (count, 1))

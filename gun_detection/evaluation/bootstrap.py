@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.evaluation.matching import IOU, Boxes, Matched, areas, match, pairwise_iou
 
 CONFIDENCE = 0.95

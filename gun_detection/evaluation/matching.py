@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 
 # At which a gun counts as found, but for average precision.
 IOU = 0.5

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gun_detection.detector.inference import Detections, Predictor
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.inference import Predictor
 from gun_detection.evaluation.matching import Boxes, Matched
 
 # Blur is measured at one size, or large pictures would seem sharper.

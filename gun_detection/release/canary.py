@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gun_detection.detector.inference import EVALUATION_FLOOR, Detections
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.inference import EVALUATION_FLOOR
 from gun_detection.errors import (
     GunDetectionError,
     ModelError,

@@ -23,18 +23,9 @@ from gun_detection.detector.architectures import (
     select_device,
 )
 from gun_detection.detector.cuda import CudaDetector
-from gun_detection.detector.engines import (
-    CPU_ENGINES,
-    GPU_BATCH,
-    GPU_STREAMS,
-    REFERENCE,
-    DetectorEngine,
-    cores,
-    one_thread_each,
-    reference,
-    runnable,
-)
+from gun_detection.detector.engines import CPU_ENGINES, GPU_BATCH, GPU_STREAMS, REFERENCE, cores
 from gun_detection.detector.inference import Predictor
+from gun_detection.detector.running import DetectorEngine, one_thread_each, reference, runnable
 from gun_detection.errors import ModelError, SettingsError
 from gun_detection.release.champion import get_model
 from gun_detection.release.copies import copies, make_room, note_use

@@ -31,8 +31,10 @@ from gun_detection.datasets.groups import Split
 from gun_detection.datasets.manifest import Manifest, load_manifest
 from gun_detection.datasets.torch_dataset import DetectionDataset
 from gun_detection.detector.architectures import ARCHITECTURES, select_device
-from gun_detection.detector.engines import REFERENCE, DetectorEngine, runnable, shape_class
-from gun_detection.detector.inference import EVALUATION_FLOOR, Detections
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.engines import REFERENCE, shape_class
+from gun_detection.detector.inference import EVALUATION_FLOOR
+from gun_detection.detector.running import DetectorEngine, runnable
 from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, load_samples
 from gun_detection.evaluation.matching import IOU, Matched, pairwise_iou
 from gun_detection.evaluation.metrics import average_precision

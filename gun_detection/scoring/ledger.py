@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
 from gun_detection.database.copying import copy_arrays
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.scoring.leases import Lease, renew
 from gun_detection.settings import Settings
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import Engine, cores, detect
-from gun_detection.detector.inference import Detections
 from gun_detection.errors import GunDetectionError, ImageError, NotFoundError
 from gun_detection.images import DecoderPool, draw_boxes, encode_png
 from gun_detection.scoring.flow import in_threads

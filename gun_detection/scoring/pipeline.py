@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from gun_detection.batching import Batcher
 from gun_detection.database import open_session
+from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import Engine, cores, detect, shape_class
-from gun_detection.detector.inference import Detections
 from gun_detection.errors import (
     GunDetectionError,
     ImageError,

@@ -7,12 +7,14 @@ its parent; one that reports neither has crashed, and `supervise` starts the nex
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 from sqlalchemy import select
 
 from gun_detection.children import relay_logs, report_error, report_progress, report_result
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion, ScoringRun, Shard
+from gun_detection.detector.engines import Engine
 from gun_detection.errors import (
     GunDetectionError,
     NotFoundError,
@@ -21,14 +23,17 @@ from gun_detection.errors import (
     explain_os_error,
 )
 from gun_detection.reading import Reader
-from gun_detection.release.packages import open_engine
 from gun_detection.scoring.leases import claim_shard, give_up
 from gun_detection.scoring.pipeline import score_shard
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
 
+OpenEngine = Callable[[ModelVersion, Settings, Storage], Engine]
 
-def run(shard_id: int, settings: Settings, *, take_over: bool) -> dict[str, object]:
+
+def run(
+    shard_id: int, settings: Settings, open_engine: OpenEngine, *, take_over: bool
+) -> dict[str, object]:
     """Score what is left of a shard; its figures."""
     with open_session(settings) as session:
         pinned = (
@@ -58,12 +63,13 @@ def run(shard_id: int, settings: Settings, *, take_over: bool) -> dict[str, obje
         raise
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], open_engine: OpenEngine) -> None:
     """The program; its exit code tells nothing, what it reports does."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     relay_logs()
     try:
-        stats = run(int(arguments[0]), load_settings(), take_over="--take-over" in arguments)
+        take_over = "--take-over" in arguments
+        stats = run(int(arguments[0]), load_settings(), open_engine, take_over=take_over)
         report_result(stats)
     except GunDetectionError as error:
         report_error(error)
@@ -72,7 +78,9 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from gun_detection.release.packages import open_engine
+
+    main(sys.argv[1:], open_engine)
     # All is said and stored. Taking down what is loaded would keep the task for another second.
     logging.shutdown()
     os._exit(0)

@@ -13,12 +13,8 @@ from numpy.typing import NDArray
 
 from gun_detection.batching import Batcher
 from gun_detection.database import open_session
-from gun_detection.detector.engines import (
-    Engine,
-    detect,
-    shape_class,
-)
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.engines import Engine, detect, shape_class
 from gun_detection.errors import GunDetectionError, ModelError, ReleaseError
 from gun_detection.release.champion import get_model
 from gun_detection.release.packages import engine_for, open_engine, open_file_engine

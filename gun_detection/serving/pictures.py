@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import cores
-from gun_detection.detector.inference import Detections
 from gun_detection.errors import ImageError
 from gun_detection.images import DecodedImage, DecoderPool, draw_boxes, encode_png
 from gun_detection.serving.answers import DISCLAIMER, Timings

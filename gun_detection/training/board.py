@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from gun_detection.datasets.torch_dataset import ImageDataset
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.evaluation.matching import Boxes, match_all
 from gun_detection.images import draw_boxes
 from gun_detection.training import distributed

@@ -5,7 +5,8 @@ from torch import nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.datasets.torch_dataset import ImageDataset, collate
-from gun_detection.detector.inference import Detections, Predictor
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.inference import Predictor
 from gun_detection.evaluation.matching import Boxes
 from gun_detection.training.config import TrainingConfig
 from gun_detection.training.network import set_input_size

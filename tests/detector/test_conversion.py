@@ -11,9 +11,9 @@ import torch
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.detector.conversion import convert, quantize, to_files
-from gun_detection.detector.engines import runnable
 from gun_detection.detector.inference import Predictor
 from gun_detection.detector.openvino import Networks, from_files
+from gun_detection.detector.running import runnable
 from tests.detector.conftest import CPU, detector, picture, predictor
 
 SIZES = [(60, 90), (240, 400), (300, 200)]

@@ -15,8 +15,9 @@ from gun_detection.detector.architectures import (
     fold_batch_norm,
 )
 from gun_detection.detector.cuda import CudaDetector
+from gun_detection.detector.detections import Detections
 from gun_detection.detector.fusion import _ConvolutionReLU, fuse
-from gun_detection.detector.inference import Detections, Predictor
+from gun_detection.detector.inference import Predictor
 
 CPU = torch.device("cpu")
 

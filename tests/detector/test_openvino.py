@@ -13,9 +13,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from gun_detection.detector import openvino
 from gun_detection.detector.architectures import limit_proposals
 from gun_detection.detector.conversion import to_files
-from gun_detection.detector.engines import runnable
 from gun_detection.detector.inference import Predictor
 from gun_detection.detector.openvino import Networks, ResizeFirst
+from gun_detection.detector.running import runnable
 from tests.detector.conftest import CPU, picture, predictor
 
 # Made larger, made smaller, upright, square.

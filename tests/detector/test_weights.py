@@ -9,7 +9,8 @@ from safetensors.torch import save
 from torchvision.ops import FrozenBatchNorm2d
 
 from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
-from gun_detection.detector.inference import Detections, Predictor
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.inference import Predictor
 from gun_detection.detector.weights import (
     config_of,
     deserialize,

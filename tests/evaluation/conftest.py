@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.evaluation.matching import Boxes, Matched
 from gun_detection.evaluation.samples import Properties, Sample
 

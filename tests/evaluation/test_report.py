@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.metrics import compute_metrics
 from gun_detection.evaluation.report import render_report

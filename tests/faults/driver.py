@@ -17,7 +17,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ from sqlalchemy import event
 
 from gun_detection import stages
 from gun_detection.database.models import ModelVersion
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.images import SandboxedDecoder
 from gun_detection.reading import Reader
-from gun_detection.release import packages
 from gun_detection.scoring import flow, ledger, listing, pipeline, worker
 from gun_detection.scoring.sources import Source
 from gun_detection.settings import Settings, load_settings
@@ -99,6 +97,9 @@ def _upsert(statement: str) -> bool:
 
 def open_engine(model: ModelVersion, settings: Settings, storage: Storage) -> Mortal:
     if PACKAGE:
+        # Takes seconds to load.
+        from gun_detection.release import packages
+
         file, sha256 = PACKAGE
         packages._fetch(model.id, Mortal.name, file, sha256, settings, storage)
     return Mortal(seconds=0.002)
@@ -130,13 +131,11 @@ def main() -> None:
         if _upsert(statement):
             reach("upsert")
 
-    replace: Callable[..., Any] = open_engine
-    worker.open_engine = replace
     reach("start")
     if sys.argv[1] == "survey":
         survey()
     else:
-        worker.main(sys.argv[1:])
+        worker.main(sys.argv[1:], open_engine)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from gun_detection.datasets.manifest import load_manifest
 from gun_detection.datasets.synthetic import draw_pictures
 from gun_detection.datasets.torch_dataset import DetectionDataset
 from gun_detection.detector import conversion
-from gun_detection.detector.engines import DetectorEngine, runnable, shape_class
-from gun_detection.detector.inference import EVALUATION_FLOOR, Detections, Predictor
+from gun_detection.detector.detections import Detections
+from gun_detection.detector.engines import shape_class
+from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
 from gun_detection.detector.openvino import Networks
+from gun_detection.detector.running import DetectorEngine, runnable
 from gun_detection.errors import ModelError, SettingsError, TerminalError
 from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, load_samples
 from gun_detection.evaluation.matching import Matched

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import OutOfMemory
-from gun_detection.detector.inference import Detections
 
 
 class Simulated:

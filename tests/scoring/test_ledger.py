@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from gun_detection.database import open_session
-from gun_detection.detector.inference import Detections
+from gun_detection.detector.detections import Detections
 from gun_detection.errors import FailureBudgetError, ServiceUnavailableError, StaleAttemptError
 from gun_detection.scoring.leases import Lease, claim_shard, finish_shard, give_up, suspect
 from gun_detection.scoring.ledger import Outcome, write_outcomes

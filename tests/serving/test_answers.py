@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gun_detection.detector.engines import reference
+from gun_detection.detector.running import reference
 from gun_detection.images import SandboxedDecoder
 from gun_detection.release.registry import open_file
 from gun_detection.serving.answers import DISCLAIMER, WELCOME
