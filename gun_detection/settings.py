@@ -27,7 +27,8 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None,
         description="SQLAlchemy URL of the PostgreSQL database, "
-        "for example `postgresql+psycopg2://user:password@host/gun_detection`.",
+        "for example `postgresql://user:password@host/gun_detection`, with `%40`, `%3A` and `%2F` "
+        "for any `@`, `:` and `/` in the password.",
     )
     s3_endpoint_url: str | None = Field(
         None, description="URL of the S3-compatible server; unset means AWS."

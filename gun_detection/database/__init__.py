@@ -9,7 +9,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ExceptionContext,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
 from gun_detection.errors import SchemaError, ServiceUnavailableError, SettingsError
@@ -19,6 +29,8 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 # Serialization failure, deadlock, and the classes "connection", "resources", "intervention".
 _TRANSIENT_STATES = ("40001", "40P01", "08", "53", "57")
 _DISK_FULL = "53100"
+# Both are valid where libpq reads them.
+_BACKENDS = ("postgresql", "postgres")
 _UPGRADE_LOCK = 0x67756E73
 
 
@@ -27,13 +39,14 @@ def open_engine(settings: Settings) -> Engine:
     if settings.database_url is None:
         raise SettingsError(
             "GUN_DETECTION_DATABASE_URL is missing: set it to the PostgreSQL database, for example "
-            "postgresql+psycopg2://user:password@host/gun_detection"
+            "postgresql://user:password@host/gun_detection"
         )
     return _engine(settings.database_url.get_secret_value())
 
 
 @lru_cache(maxsize=8)
-def _engine(url: str) -> Engine:
+def _engine(address: str) -> Engine:
+    url = _parse(address)
     engine = create_engine(
         url, pool_pre_ping=True, connect_args={"connect_timeout": 10, "options": "-c timezone=UTC"}
     )
@@ -45,13 +58,33 @@ def _engine(url: str) -> Engine:
         # A stale connection of the pool is replaced without anyone noticing.
         if not context.is_pre_ping and _is_transient(original):
             full = getattr(original, "pgcode", None) == _DISK_FULL
+            where = f"{url.host or 'its socket'}:{url.port or 5432}"
             raise ServiceUnavailableError(
-                f"PostgreSQL at {engine.url.host}:{engine.url.port or 5432} cannot be used now "
+                f"PostgreSQL at {where} cannot be used now "
                 f"({str(original).strip().splitlines()[0]})"
                 + (": free some space on its disk; what was stored stays" if full else "")
             ) from original
 
     return engine
+
+
+def _parse(address: str) -> URL:
+    """The URL, whatever driver it names: COPY needs ours.
+
+    An error says nothing of the address: where it is malformed, any part may be of the password.
+    """
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        url = None
+    # Of several, the last @ should be the one before the host.
+    if url is None or "@" in (url.host or "") or url.get_backend_name() not in _BACKENDS:
+        raise SettingsError(
+            "GUN_DETECTION_DATABASE_URL cannot be read: write "
+            "postgresql://user:password@host:port/database, with %40, %3A and %2F for any @, : "
+            "and / in the password"
+        ) from None
+    return url.set(drivername="postgresql+psycopg2")
 
 
 def _is_transient(error: object) -> bool:

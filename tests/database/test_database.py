@@ -6,12 +6,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from gun_detection import database
 from gun_detection.database import open_engine, open_session, upgrade
+from gun_detection.database.copying import copy_rows
 from gun_detection.database.models import Base
 from gun_detection.errors import SchemaError, ServiceUnavailableError, SettingsError
 from gun_detection.release.verdict import Verdict
@@ -91,6 +93,40 @@ def test_without_a_database_the_variable_is_named(monkeypatch: pytest.MonkeyPatc
         open_session(load_settings()),
     ):
         pass
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_any_scheme_of_postgresql_gets_the_driver_that_copies(
+    settings: Settings, scheme: str
+) -> None:
+    assert settings.database_url is not None
+    _, _, rest = settings.database_url.get_secret_value().partition("://")
+    other = settings.model_copy(update={"database_url": SecretStr(f"{scheme}://{rest}")})
+    with open_session(other) as session:
+        copy_rows(session, "upload", ("key",), [])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "words",
+        "mysql://u:secret@host/d",
+        "postgresql://u:se@cret@127.0.0.1:9/d",
+        "postgresql://u:p@ss:secret@127.0.0.1:9/d",
+    ],
+)
+def test_a_url_that_cannot_be_read_says_how_to_write_it_and_nothing_of_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUN_DETECTION_DATABASE_URL", url)
+    with (
+        pytest.raises(SettingsError, match="%40, %3A and %2F") as caught,
+        open_session(load_settings()),
+    ):
+        pass
+    assert "cret" not in caught.value.message
+    assert caught.value.__suppress_context__
 
 
 def test_a_server_that_is_down_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
