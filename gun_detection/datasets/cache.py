@@ -4,7 +4,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,20 +20,27 @@ Pixels = NDArray[np.uint8]
 
 # Databases and logs of the same disk need some.
 _RESERVE = 2**31
+# By access times, which most systems note once a day.
+_UNUSED = 30 * 86400.0
 
 
 class PixelCache:
     """Pictures of at most `side` pixels, uint8 (H, W, 3), by the sha256 of their file.
 
-    With those of other sides it grows to `pixel_cache_gb` and then takes in no more. Processes
-    that read for a training share the room that there is when they begin. A damaged file in it is
-    made anew; a full disk only means that nothing is kept.
+    With those of other sides it grows to `pixel_cache_gb` and then takes in no more; what nobody
+    has read for 30 days goes. Processes that read for a training share the room that there is when
+    they begin. A damaged file in it is made anew; a full disk only means that nothing is kept.
     """
 
     def __init__(self, settings: Settings, side: int) -> None:
         self._folder = settings.home / "cache" / "pixels" / str(side)
         self._side, self._most = side, settings.pixel_cache_gb * 1e9
         self._room, self._process = 0.0, 0
+        for file in self._files():
+            with suppress(OSError):
+                status = file.stat()
+                if time.time() - max(status.st_atime, status.st_mtime) > _UNUSED:
+                    file.unlink()
 
     def get(self, sha256: str, decode: Callable[[], Pixels]) -> Pixels:
         """The pixels of a file; `decode` gives them in full size where they are not kept."""
@@ -56,10 +64,14 @@ class PixelCache:
         else:
             self._room = 0
 
+    def _files(self) -> Iterator[Path]:
+        """Those of every side."""
+        return self._folder.parent.glob("*/*/*.npy")
+
     def _share(self) -> float:
         """This process's share of the room that is left, in bytes."""
         used = 0
-        for file in self._folder.parent.glob("*/*/*.npy"):
+        for file in self._files():
             with suppress(FileNotFoundError):
                 used += file.stat().st_size
         worker = get_worker_info()

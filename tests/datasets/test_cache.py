@@ -1,3 +1,5 @@
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,19 @@ def test_a_full_cache_takes_in_no_more(tmp_path: Path, files: Path) -> None:
     again = open_cache(tmp_path, gigabytes=10_000e-9)
     again.get("bb" * 32, Decoder())
     assert len(list(files.rglob("*.npy"))) == 1
+
+
+def test_what_nobody_reads_any_more_makes_room(tmp_path: Path, files: Path) -> None:
+    month_ago = time.time() - 31 * 86400
+    for side, name in ((50, "aa" * 32), (100, "bb" * 32), (100, "cc" * 32)):
+        open_cache(tmp_path, side=side).get(name, Decoder())
+    made = {file.stem[:2]: file for file in files.rglob("*.npy")}
+    for name in ("aa", "bb"):
+        os.utime(made[name], (month_ago, month_ago))
+    # Read since, as the file system says.
+    os.utime(made["bb"], (time.time(), month_ago))
+    open_cache(tmp_path)
+    assert {file.stem[:2] for file in files.rglob("*.npy")} == {"bb", "cc"}
 
 
 class Reading(Dataset[int]):
