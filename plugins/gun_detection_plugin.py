@@ -10,7 +10,9 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
 
 # Reports only: nothing else of the data bucket is reached by this route.
-_REPORT = re.compile(r"(datasets/[0-9a-f]{64}/report|evaluations/[\w.-]+/[\w.-]+)\.html")
+_REPORT = re.compile(
+    r"(datasets/[0-9a-f]{64}/report(-[0-9a-f]{64})?|evaluations/[\w.-]+/[\w.-]+)\.html"
+)
 _MODEL = re.compile(r"[a-z0-9-]{1,80}")
 _RUN = re.compile(r"[\w.~:+@-]{1,500}")
 _HEADERS = {

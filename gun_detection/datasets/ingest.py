@@ -39,13 +39,16 @@ _BRIDGES = "it resembles earlier pictures of more than one split: in either it w
 
 @dataclass(frozen=True)
 class IngestResult:
-    """`created` is False when this version was there before; `counts` are those of the report."""
+    """`created` is False when this version was there before; `counts` are those of the report, and
+    `page_key` is that of its page.
+    """
 
     dataset_id: str
     created: bool
     holdout_id: str
     counts: dict[str, int]
     report: dict[str, Any]
+    page_key: str
 
 
 def ingest(
@@ -57,10 +60,11 @@ def ingest(
 ) -> IngestResult:
     """Check, store and describe the data set that `spec` names; `progress` gets (done, total).
 
-    The same data gives the same id and stores nothing new. The caller commits the session. Raises
-    `DatasetError` when nothing can be used, when more is rejected than the budget allows (the
-    report is stored all the same) or when a split would have no picture with a gun; besides what
-    `open_source` raises.
+    The same data gives the same id and stores nothing new, but a report of its own where other
+    things were found beside it. The caller commits the session. Raises `DatasetError` when nothing
+    can be used, when more is rejected than the budget allows (the report is stored all the same),
+    when a split would have no picture with a gun or when an earlier manifest is damaged; besides
+    what `open_source` raises.
     """
     storage.ensure_bucket(settings.data_bucket)
     with open_source(spec, settings, storage) as source:
@@ -71,12 +75,14 @@ def ingest(
     dataset = _manifest(findings, known, settings)
     _check_splits(dataset)
     content = report.describe(name, dataset, findings)
-    created = _publish(name, dataset, content, settings, storage, session)
+    created, page_key = _publish(name, dataset, content, settings, storage, session)
     log.info(
         "data set ingested" if created else "data set is unchanged: nothing new was stored",
         extra={"dataset": dataset.id, "source": name} | content["counts"] | content["classes"],
     )
-    return IngestResult(dataset.id, created, dataset.holdout_id, content["counts"], content)
+    return IngestResult(
+        dataset.id, created, dataset.holdout_id, content["counts"], content, page_key
+    )
 
 
 def _inspect(
@@ -175,7 +181,7 @@ def _manifest(findings: Findings, known: dict[str, Placement], settings: Setting
     """The manifest of what is kept; the findings keep no picture that belongs into no split."""
     hashes = {sha256: image.phash for sha256, image in findings.kept.items()}
     placed = place(hashes, known, settings.validation_share, settings.holdout_share)
-    for sha256 in hashes.keys() - placed.keys():
+    for sha256 in sorted(hashes.keys() - placed.keys()):
         findings.leave_out(sha256, "BRIDGES_SPLITS", _BRIDGES)
     return Manifest(tuple(_entries(findings.kept, placed)))
 
@@ -215,8 +221,10 @@ def _publish(
     settings: Settings,
     storage: Storage,
     session: Session,
-) -> bool:
-    """Store manifest, reports and row unless they are there; True when the row is new."""
+) -> tuple[bool, str]:
+    """Store manifest, reports and row unless they are there; whether the row is new, and the key of
+    the report's page.
+    """
     known = session.get(DatasetVersion, dataset.id)
     if known is not None:
         # Ingested again, as after a version that was a mistake, it is the newest from here on.
@@ -225,11 +233,11 @@ def _publish(
             .where(DatasetVersion.id == dataset.id)
             .values(created_at=func.now())
         )
-        return False
+        return False, report.store_again(dataset, content, known.source, settings, storage)
     bucket = settings.data_bucket
     manifest_key, report_key = keys.manifest_key(dataset.id), keys.report_key(dataset.id)
     storage.put_if_absent(bucket, manifest_key, dataset.to_bytes())
-    report.store(dataset, content, settings, storage)
+    page_key = report.store(dataset, content, settings, storage)
     counts, splits = content["counts"], content["splits"]
     row = insert(DatasetVersion).values(
         id=dataset.id,
@@ -248,4 +256,4 @@ def _publish(
         holdout_id=dataset.holdout_id,
     )
     new = row.on_conflict_do_nothing().returning(DatasetVersion.id)
-    return session.scalar(new) is not None
+    return session.scalar(new) is not None, page_key

@@ -59,15 +59,28 @@ class Label:
 
 @dataclass(frozen=True, eq=False)
 class NamedBoxes:
-    """Boxes with the names of their classes, before these are narrowed down to guns."""
+    """Boxes with the names of their classes, before these are narrowed down to guns.
+
+    `crowds` are the classes of regions that mark many things as one.
+    """
 
     boxes: Boxes
     names: list[str]
     relative: bool = False
     size: Size | None = None
+    crowds: tuple[str, ...] = ()
 
     def label(self, guns: frozenset[str] | None) -> Label:
-        """The boxes of the classes that are guns, or all."""
+        """The boxes of the classes that are guns, or all.
+
+        Raises `LabelError` with reason `CROWD` where guns are marked as a crowd: without boxes they
+        would pass for background.
+        """
+        if any(guns is None or name in guns for name in self.crowds):
+            raise LabelError(
+                "guns are in a crowd region (iscrowd), without boxes of their own: mark each gun",
+                reason="CROWD",
+            )
         classes = tuple((name, guns is None or name in guns) for name in self.names)
         kept = np.array([is_gun for _, is_gun in classes], bool)
         return Label(self.boxes[kept], self.relative, self.size, classes)
@@ -202,7 +215,8 @@ def parse_coco(
     """COCO detection JSON: the names of its categories, and file name → its boxes.
 
     They come from `bbox` = x, y, width, height in pixels; without `categories` their class is
-    named by its number. Crowd regions are skipped. Images without annotations are negatives.
+    named by its number. Of crowd regions only the class is kept. Images without annotations are
+    negatives.
     Raises `LabelError` when the file as a whole is not COCO; a bad annotation makes only its
     image a fault.
     """
@@ -231,26 +245,29 @@ def parse_coco(
 def _annotations_by_image(annotations: list[Any]) -> dict[Any, list[dict[str, Any]]]:
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in annotations:
-        if not annotation.get("iscrowd"):
-            by_image[annotation["image_id"]].append(annotation)
+        by_image[annotation["image_id"]].append(annotation)
     return by_image
 
 
 def _coco_boxes(
     annotations: list[dict[str, Any]], names: dict[Any, str], size: Size | None
 ) -> NamedBoxes:
-    rows, classes = [], []
+    rows, classes, crowds = [], [], []
     for annotation in annotations:
         category = annotation.get("category_id")
         if names and not (isinstance(category, Hashable) and category in names):
             raise LabelError(f"category {category!r} is not in `categories`")
+        name = names[category] if names else str(category)
+        if annotation.get("iscrowd"):
+            crowds.append(name)
+            continue
         bbox = annotation.get("bbox")
         if not isinstance(bbox, list):
             raise LabelError("an annotation has no `bbox`")
         x, y, width, height = _numbers([str(value) for value in bbox], 4)
         rows.append([x, y, x + width, y + height])
-        classes.append(names[category] if names else str(category))
-    return NamedBoxes(to_boxes(rows), classes, size=size)
+        classes.append(name)
+    return NamedBoxes(to_boxes(rows), classes, size=size, crowds=tuple(crowds))
 
 
 def _size(width: object, height: object) -> Size | None:

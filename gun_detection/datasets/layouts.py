@@ -238,7 +238,10 @@ def _voc_labels(files: _Files) -> Labels:
 
 
 def _named_label(item: NamedBoxes | LabelError, guns: frozenset[str] | None) -> Label | LabelError:
-    return item.label(guns) if isinstance(item, NamedBoxes) else item
+    try:
+        return item.label(guns) if isinstance(item, NamedBoxes) else item
+    except LabelError as fault:
+        return fault
 
 
 def _text_labels(files: _Files) -> Labels:

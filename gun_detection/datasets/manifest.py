@@ -124,7 +124,8 @@ def load_manifest(storage: Storage, bucket: str, dataset_id: str) -> Manifest:
     if found != dataset_id:
         raise DatasetError(
             f"the manifest of data set {dataset_id} has sha256 {found}: it was changed or damaged; "
-            "restore it from a backup or ingest the source again",
+            f"restore s3://{bucket}/{manifest_key(dataset_id)} from a backup; ingesting cannot "
+            "make it anew, as it keeps pictures in the splits that this file names",
             reason="SHA256_MISMATCH",
         )
     return Manifest.from_bytes(data)

@@ -37,6 +37,7 @@ _MEANINGS = {
     "BAD_BOX": "a box cannot be used, so the picture is left out",
     "BAD_LABEL": "the label cannot be read",
     "COUNT_MISMATCH": "the label counts other boxes than it has",
+    "CROWD": "guns are marked together, not one by one",
     "AMBIGUOUS_LABEL": "several pictures or labels have the same name",
     "MISSING_LABEL": "the picture has no label",
     "MISSING_IMAGE": "the label has no picture",
@@ -82,11 +83,29 @@ def describe_rejected(source: str, findings: Findings, budget: float) -> dict[st
     }
 
 
-def store(dataset: Manifest, content: dict[str, Any], settings: Settings, storage: Storage) -> None:
-    """Write both forms of a version's report; reads a few images back for its thumbnails."""
-    thumbnails = [_thumbnail(entry, settings, storage) for entry in _examples(dataset.entries)]
-    bucket, page = settings.data_bucket, render(content, thumbnails)
+def store(dataset: Manifest, content: dict[str, Any], settings: Settings, storage: Storage) -> str:
+    """Write both forms of a version's report; the key of the page."""
+    bucket, page = settings.data_bucket, _page(dataset, content, settings, storage)
     _store(storage, bucket, report_key(dataset.id), html_report_key(dataset.id), content, page)
+    return html_report_key(dataset.id)
+
+
+def store_again(
+    dataset: Manifest, content: dict[str, Any], source: str, settings: Settings, storage: Storage
+) -> str:
+    """The key of the page for a further ingest of a version, which was made from `source`.
+
+    It is the version's own, unless this ingest found other things: pictures that cannot be used are
+    no part of the version.
+    """
+    bucket, first = settings.data_bucket, report_key(dataset.id)
+    expected = _json(content | {"source": source})
+    if storage.exists(bucket, first) and storage.get(bucket, first) == expected:
+        return html_report_key(dataset.id)
+    key = f"datasets/{dataset.id}/report-{hashlib.sha256(_json(content)).hexdigest()}"
+    page = _page(dataset, content, settings, storage)
+    _store(storage, bucket, f"{key}.json", f"{key}.html", content, page)
+    return f"{key}.html"
 
 
 def store_rejected(source: str, findings: Findings, settings: Settings, storage: Storage) -> str:
@@ -105,6 +124,12 @@ def _store(
     storage.put_if_absent(bucket, json_key, _json(content), content_type="application/json")
     html = page.encode("utf-8", "replace")
     storage.put_if_absent(bucket, html_key, html, content_type="text/html; charset=utf-8")
+
+
+def _page(dataset: Manifest, content: dict[str, Any], settings: Settings, storage: Storage) -> str:
+    """Reads a few images back for the thumbnails."""
+    examples = _examples(dataset.entries)
+    return render(content, [_thumbnail(entry, settings, storage) for entry in examples])
 
 
 def render(content: dict[str, Any], thumbnails: list[dict[str, Any]]) -> str:

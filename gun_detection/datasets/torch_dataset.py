@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch.utils.data import Dataset
 from gun_detection.datasets.cache import PixelCache, keep
 from gun_detection.datasets.groups import Split
 from gun_detection.datasets.manifest import Entry, Manifest, image_key
-from gun_detection.errors import DatasetError
+from gun_detection.errors import DatasetError, GunDetectionError
 from gun_detection.images import DecodeLimits, decode
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
 Target = dict[str, Tensor]
+Batch = tuple[list[Tensor], list[Target]]
 
 
 class ImageDataset(Protocol):
@@ -120,7 +122,28 @@ def _is(data: bytes, entry: Entry) -> bool:
     return len(data) == entry.size and hashlib.sha256(data).hexdigest() == entry.sha256
 
 
-def collate(batch: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+class Batches(Dataset[Batch | GunDetectionError]):
+    """Batches by the keys of their samples, or the error of ours that reading one ended with.
+
+    In a process of a `DataLoader` it would lose its reason, and its message become a traceback.
+    """
+
+    def __init__(self, samples: Dataset[tuple[Tensor, Target]]) -> None:
+        self._samples = samples
+
+    def __getitem__(self, keys: Sequence[Any]) -> Batch | GunDetectionError:
+        try:
+            return collate([self._samples[key] for key in keys])
+        except GunDetectionError as error:
+            return error
+
+
+def as_it_is(batch: Any) -> Any:
+    """In place of what a `DataLoader` makes of a batch by itself."""
+    return batch
+
+
+def collate(batch: list[tuple[Tensor, Target]]) -> Batch:
     """A batch as detection models take it: a list of images of any size, a list of targets."""
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)

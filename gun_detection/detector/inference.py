@@ -32,7 +32,9 @@ class Predictor:
     ) -> None:
         self.device = device
         self._model = model.to(device).eval()
-        self._model.roi_heads.score_thresh = score_floor
+        # The average of what one view shows weakly may well be above the floor.
+        least = min(score_floor, EVALUATION_FLOOR) if mirrored else score_floor
+        self._model.roi_heads.score_thresh = least
         self._floor, self._mirrored = score_floor, mirrored
         self._threads = threading.local()
 

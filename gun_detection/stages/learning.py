@@ -34,7 +34,7 @@ def ingest(
         "source": spec,
         **result.counts,
         **{f"{name}_images": split["images"] for name, split in result.report["splits"].items()},
-        "report_url": report_url(settings, f"datasets/{result.dataset_id}/report.html"),
+        "report_url": report_url(settings, result.page_key),
     }
 
 

@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from gun_detection.datasets.torch_dataset import ImageDataset, collate
+from gun_detection.datasets.torch_dataset import Batches, ImageDataset, as_it_is
 from gun_detection.detector.architectures import input_size
 from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
-from gun_detection.errors import TrainingError
+from gun_detection.errors import GunDetectionError, TrainingError
 from gun_detection.evaluation.matching import match_all
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.training import distributed
@@ -133,7 +133,7 @@ class Training:
 
         Goes on from the last checkpoint where there is one. Raises `TrainingError` when the loss
         is not finite (`LOSS_NOT_FINITE`), when it diverges a second time (`DIVERGED`), or when
-        the memory is too small (`OUT_OF_MEMORY`).
+        the memory is too small (`OUT_OF_MEMORY`), and what reading a picture raises.
         """
         self._start = time.monotonic(), time.process_time()
         found = self._checkpoints.load()
@@ -179,9 +179,10 @@ class Training:
         # Every process has something to do, or the others would wait for it for ever.
         parts = [batch[rank::size] or batch[:1] for batch in batches]
         loader: DataLoader[Any] = DataLoader(
-            self._samples,
-            batch_sampler=parts,
-            collate_fn=collate,
+            Batches(self._samples),
+            sampler=parts,
+            batch_size=None,
+            collate_fn=as_it_is,
             num_workers=min(self._workers, len(parts)),
             pin_memory=self.device.type == "cuda",
         )
@@ -189,6 +190,8 @@ class Training:
         self._network.train()
         for whole, batch in zip(batches, loader, strict=True):
             waited = time.monotonic() - asked
+            if isinstance(batch, GunDetectionError):
+                raise batch
             values = self._step(batch)
             self.state.images += len(whole)
             self._show(values, epoch, waited)

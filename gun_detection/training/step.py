@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gun_detection.datasets.torch_dataset import Target
+from gun_detection.datasets.torch_dataset import Batch, Target
 from gun_detection.errors import TrainingError
 from gun_detection.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
-
-Batch = tuple[list[Tensor], list[Target]]
 
 
 @dataclass

@@ -71,6 +71,48 @@ def test_the_same_data_is_the_same_version(
     assert len(rows(settings)) == 1
 
 
+def test_what_a_further_ingest_rejects_is_reported(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    folder = make_folder()
+    first = run(folder, settings, storage)
+    for number, picture in enumerate(draw_pictures(2, seed=77), start=90):
+        (folder / "Images" / f"{number}.jpeg").write_bytes(picture.data)
+        (folder / "Labels" / f"{number}.txt").write_text("2\n1 1 5 5\n")
+    second = run(folder, settings, storage)
+    assert not second.created
+    assert second.dataset_id == first.dataset_id
+    assert second.page_key != first.page_key
+    for result, rejected in ((first, []), (second, ["Images/90.jpeg", "Images/91.jpeg"])):
+        page = storage.get(settings.data_bucket, result.page_key).decode()
+        assert [name for name in ("Images/90.jpeg", "Images/91.jpeg") if name in page] == rejected
+        json_key = result.page_key.removesuffix(".html") + ".json"
+        assert json.loads(storage.get(settings.data_bucket, json_key)) == result.report
+    before = objects(settings, storage)
+    assert run(folder, settings, storage).page_key == second.page_key
+    for number in (90, 91):
+        (folder / "Images" / f"{number}.jpeg").unlink()
+        (folder / "Labels" / f"{number}.txt").unlink()
+    assert run(folder, settings, storage).page_key == first.page_key
+    assert objects(settings, storage) == before
+
+
+def test_a_damaged_manifest_stops_until_it_is_restored(
+    settings: Settings, storage: Storage, make_folder: MakeFolder
+) -> None:
+    result = run(make_folder(), settings, storage)
+    (row,) = rows(settings)
+    whole = storage.get(settings.data_bucket, row.manifest_key)
+    storage.put(settings.data_bucket, row.manifest_key, whole[:-1])
+    with pytest.raises(DatasetError) as caught:
+        run("synthetic:40:1", settings, storage)
+    assert caught.value.reason == "SHA256_MISMATCH"
+    assert "from a backup" in caught.value.message
+    assert "ingest the source again" not in caught.value.message
+    storage.put(settings.data_bucket, row.manifest_key, whole)
+    assert run("synthetic:40:1", settings, storage).dataset_id != result.dataset_id
+
+
 def test_data_that_is_ingested_again_is_the_newest(settings: Settings, storage: Storage) -> None:
     first = run("synthetic:40:1", settings, storage).dataset_id
     second = run("synthetic:40:2", settings, storage).dataset_id

@@ -170,7 +170,7 @@ COCO = {
     "annotations": [
         {"image_id": 1, "category_id": 1, "bbox": [10, 20, 30, 40]},
         {"image_id": 1, "category_id": 2, "bbox": [0, 0, 99, 99]},
-        {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 1},
+        {"image_id": 1, "category_id": 2, "bbox": [1, 1, 5, 5], "iscrowd": 1},
         {"image_id": 3, "category_id": 1, "bbox": [1, 1, None, 5]},
     ],
 }
@@ -186,6 +186,20 @@ def test_coco() -> None:
     assert isinstance(second, NamedBoxes)
     assert second.label(names).boxes.shape == (0, 4)
     assert isinstance(third, LabelError)
+
+
+@pytest.mark.parametrize("beside", [[], COCO["annotations"][:2]], ids=["alone", "beside-boxes"])
+def test_coco_crowd_of_guns(beside: list[dict[str, object]]) -> None:
+    crowd = {"image_id": 1, "category_id": 1, "segmentation": {}, "iscrowd": 1}
+    _, labels = parse_coco(COCO | {"annotations": [*beside, crowd]})
+    label = labels["a.jpg"]
+    assert isinstance(label, NamedBoxes)
+    with pytest.raises(LabelError, match="mark each gun") as caught:
+        label.label(frozenset({"pistol"}))
+    assert caught.value.reason == "CROWD"
+    with pytest.raises(LabelError):
+        label.label(None)
+    assert len(label.label(frozenset({"person"})).boxes) == len(beside) // 2
 
 
 @pytest.mark.parametrize(
@@ -218,6 +232,7 @@ def test_coco_with_a_fault_in_one_image(change: dict[str, object]) -> None:
 
 def test_coco_without_categories_has_numbers_for_names() -> None:
     content = {key: value for key, value in COCO.items() if key != "categories"}
+    content["annotations"] = COCO["annotations"][:2]
     names, labels = parse_coco(content)
     label = labels["a.jpg"]
     assert isinstance(label, NamedBoxes)

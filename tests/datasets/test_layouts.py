@@ -204,6 +204,19 @@ def test_classes_of_all_coco_files_tell_which_are_guns(
     assert outcomes(samples) == {"a.jpg": [[1, 2, 4, 6]], "b.jpg": boxes}
 
 
+def test_crowds_of_guns_leave_their_picture_out(tmp_path: Path) -> None:
+    content = json.loads(coco("a.jpg", "gun"))
+    content["annotations"][0]["iscrowd"] = 1
+    files = {
+        "a.jpg": "",
+        "b.jpg": "",
+        "a.json": json.dumps(content),
+        "b.json": coco("b.jpg", "gun"),
+    }
+    samples = find_samples(write(tmp_path, files), MAX)
+    assert outcomes(samples) == {"a.jpg": "CROWD", "b.jpg": [[1, 2, 4, 6]]}
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [

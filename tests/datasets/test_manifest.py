@@ -89,6 +89,7 @@ def test_load_verifies_the_hash(settings: Settings, storage: Storage) -> None:
     storage.put(bucket, key, MANIFEST.to_bytes())
     assert load_manifest(storage, bucket, MANIFEST.id) == MANIFEST
     storage.put(bucket, key, MANIFEST.to_bytes()[:-1])
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match="from a backup") as caught:
         load_manifest(storage, bucket, MANIFEST.id)
     assert caught.value.reason == "SHA256_MISMATCH"
+    assert f"s3://{bucket}/{key}" in caught.value.message

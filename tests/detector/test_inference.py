@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -5,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FasterRCNN
 
-from gun_detection.detector.inference import Predictor
-
-CPU = torch.device("cpu")
+from gun_detection.detector.cuda import CudaDetector
+from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
+from gun_detection.detector.openvino import Networks, OpenVinoDetector
+from tests.detector.conftest import CPU, picture
 
 
 class Views(nn.Module):
@@ -57,3 +61,37 @@ def test_a_view_may_show_nothing() -> None:
     assert look([], [[10, 5, 30, 25, 0.8]]).scores == pytest.approx([0.4])
     assert look([[10, 5, 30, 25, 0.8]], []).scores == pytest.approx([0.4])
     assert look([], []).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("mirrored", [False, True], ids=["plain", "mirrored"])
+@pytest.mark.parametrize(
+    "tune",
+    [
+        lambda model, _: model,
+        lambda model, networks: OpenVinoDetector(model, networks, "f32", streams=1),
+        lambda model, _: CudaDetector(model, torch.float32),
+    ],
+    ids=["reference", "OpenVINO", "CUDA"],
+)
+def test_the_floor_cuts_scores_and_changes_none(
+    tune: Callable[[FasterRCNN, Networks], Any],
+    mirrored: bool,
+    model: FasterRCNN,
+    networks: Networks,
+) -> None:
+    model = deepcopy(model)
+    # Random weights give all of them scores near one half.
+    model.roi_heads.box_predictor.cls_score.weight.data *= 40
+    images = [picture(240, 400), picture(300, 200)]
+
+    def look_from(floor: float) -> list[Any]:
+        detector = tune(deepcopy(model), networks)
+        return [Predictor(detector, CPU, floor, mirrored=mirrored)([image])[0] for image in images]
+
+    every = look_from(EVALUATION_FLOOR)
+    for floor in (0.3, 0.5):
+        for found, all_found in zip(look_from(floor), every, strict=True):
+            expected = all_found.above(floor)
+            assert 0 < len(expected.scores) < len(all_found.scores)
+            np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+            np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)

@@ -9,9 +9,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from gun_detection.datasets.torch_dataset import Target
+from gun_detection.datasets.torch_dataset import Batch, Target
 from gun_detection.detector.architectures import DetectorConfig, build_detector
-from gun_detection.errors import TrainingError
+from gun_detection.errors import (
+    DatasetError,
+    GunDetectionError,
+    ServiceUnavailableError,
+    TrainingError,
+)
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from gun_detection.training import step as steps
@@ -59,6 +64,19 @@ class Pictures:
         return image, {"boxes": boxes, "labels": labels, "image_id": torch.tensor([index])}
 
 
+class Unreadable(Pictures):
+    """One of them cannot be read."""
+
+    def __init__(self, count: int, error: GunDetectionError) -> None:
+        super().__init__(count)
+        self.error = error
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        if index == self.count - 1:
+            raise self.error
+        return super().__getitem__(index)
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -74,6 +92,8 @@ def train(settings: Settings, storage: Storage, tmp_path: Path) -> Callable[...,
         guns: int = 1,
         count: int = 6,
         kill_at: int = 0,
+        pictures: Pictures | None = None,
+        workers: int = 0,
     ) -> Training:
         def progress(now: Progress) -> None:
             if now.step == kill_at:
@@ -85,7 +105,7 @@ def train(settings: Settings, storage: Storage, tmp_path: Path) -> Callable[...,
             build_detector(config.detector),
             config,
             Data(
-                Pictures(count, guns),
+                pictures or Pictures(count, guns),
                 Pictures(min(count, 3), seed=50),
                 order,
                 [f"sha-{i}" for i in range(count)],
@@ -93,6 +113,7 @@ def train(settings: Settings, storage: Storage, tmp_path: Path) -> Callable[...,
             torch.device("cpu"),
             tmp_path / name,
             Checkpoints(storage, settings.data_bucket, name),
+            workers=workers,
             on_progress=progress,
         )
         training.best = training.run()  # type: ignore[attr-defined]
@@ -216,6 +237,27 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_images(
     assert caught.value.reason == "LOSS_NOT_FINITE"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "error",
+    [
+        DatasetError("it was changed", reason="SHA256_MISMATCH"),
+        ServiceUnavailableError("the clocks differ", reason="CLOCK_WRONG"),
+    ],
+    ids=lambda error: error.reason,
+)
+def test_what_reading_a_picture_raises_stays_what_it_is(
+    train: Callable[..., Training], error: GunDetectionError, workers: int
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        train(pictures=Unreadable(6, error), workers=workers)
+    assert (caught.value.message, caught.value.reason) == (error.message, error.reason)
+
+
+def test_processes_that_read_change_nothing(train: Callable[..., Training]) -> None:
+    assert weights(train(name="one")) == weights(train(name="more", workers=2))
+
+
 def test_max_steps_ends_within_an_epoch(train: Callable[..., Training]) -> None:
     history = train(CONFIG.model_copy(update={"max_steps": 4})).state.history
     assert [row["step"] for row in history] == [3, 4]
@@ -251,7 +293,7 @@ def test_short_memory_halves_the_batch_and_says_so(
 ) -> None:
     backward = steps.Stepper._backward
 
-    def limited(self: steps.Stepper, batch: steps.Batch, *rest: object) -> dict[str, Tensor]:
+    def limited(self: steps.Stepper, batch: Batch, *rest: object) -> dict[str, Tensor]:
         if len(batch[0]) > 1:
             raise torch.OutOfMemoryError("too much")
         return backward(self, batch, *rest)  # type: ignore[arg-type]
