@@ -165,13 +165,12 @@ class Approve(ApprovalOperator):
 
     def execute(self, context: Any) -> Any:
         decision = context["ti"].xcom_pull(task_ids=self.gate_task)
-        mode = context["params"]["promotion"] or decision["promotion"]
         if not decision["passed"]:
             raise AirflowSkipException(decision["explanation"])
-        if mode == "manual":
+        if decision["promotion"] == "manual":
             model = decision["candidate_id"]
             raise AirflowSkipException(f"promote it by hand: gun-detection promote {model}")
-        if mode == "auto":
+        if decision["promotion"] == "auto":
             return {"actor": None, "comment": ""}
         self.subject = f"Shall {decision['candidate_id']} become champion?"
         self.body = decision["approval_text"]

@@ -24,10 +24,11 @@ DOC = """
 ### Train, evaluate, gate, approve, promote
 
 Every night at 01:00 UTC, and by hand. **check_need** skips the run, saying why, when neither the
-data nor the recipe changed since the last candidate. Candidate and champion are measured on the
-same frozen holdout; **gate** judges by the rules of a policy and loads the stored model once more
-in a fresh process. Only a candidate that passes becomes champion: at once, after a person has
-said yes (**approve** waits under *Required Actions*, and no answer in time is a no), or by hand.
+data nor the recipe changed since the last candidate, and that one need not be judged once more.
+Candidate and champion are measured on the same frozen holdout; **gate** judges by the rules of a
+policy and loads the stored model once more in a fresh process. Only a candidate that passes becomes
+champion: at once, after a person has said yes (**approve** waits under *Required Actions*, and no
+answer in time is a no), or by hand.
 **package** then makes it ready for the fast engines; until then it scores with the reference.
 A rejection is a result: the run stays green and what follows is skipped.
 
@@ -98,7 +99,8 @@ button of **train** the curves.
                 "manual": "manual: promote on the command line",
             },
             title="Promotion",
-            description="What happens to a candidate that passes.",
+            description="What happens to a candidate that passes. Where there is a caution, auto "
+            "asks a person, too.",
         ),
     },
 )
@@ -200,6 +202,7 @@ def retrain() -> None:
             trained["dataset_id"],
             params["policy"],
             origin=f"airflow:retrain:{run_id}",
+            promotion=params["promotion"],
         )
         print(decision["explanation"])
         return decision

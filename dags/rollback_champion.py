@@ -11,7 +11,8 @@ DOC = """
 
 Only by hand. The champion before the present one, or the version that you name, is champion again
 from the next scoring run on; a run under way keeps the model that it began with. Uploads that it
-has not scored are scored next. Its stored weights are checked first.
+has not scored are scored next. Its stored weights are checked first. A run that went back once does
+not do so again when it is cleared: trigger a new one.
 
 Who was champion when is on the *Models* page.
 """

@@ -139,3 +139,38 @@ def test_nights_before_there_is_data_are_no_failures(run_type: str, outcome: str
     last = ran.stderr.strip().splitlines()[-1]
     assert outcome in last
     assert "there is no data set yet" in last
+
+
+_WHO_DECIDES = """
+import json, sys, types, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {folder!r})
+from airflow.dag_processing.dagbag import DagBag
+from airflow.providers.standard.operators.hitl import HITLOperator
+from gun_detection import stages
+asked = {{}}
+def gate(*_, **named):
+    asked.update(named)
+    return {{"explanation": "passes"}}
+stages.gate = gate
+HITLOperator.execute = lambda *_: "a person"
+dag = DagBag({folder!r}).dags["retrain"]
+params = {{"policy": None, "promotion": "auto"}}
+trained = {{"model_id": "m", "dataset_id": "d"}}
+dag.get_task("gate").python_callable(trained, params, "night")
+decision = {{
+    "passed": True, "candidate_id": "m", "promotion": "approve", "approval_text": "look closely",
+    "approval_hours": 1,
+}}
+context = {{"ti": types.SimpleNamespace(xcom_pull=lambda **_: decision), "params": params}}
+said = dag.get_task("approve").execute(context)
+print(json.dumps([asked["promotion"], said]))
+"""
+
+
+@pytest.mark.usefixtures("settings")
+def test_what_the_form_chose_is_judged_with_the_candidate() -> None:
+    code = _WHO_DECIDES.format(folder=str(DAGS))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.strip().splitlines()[-1]) == ["auto", "a person"]

@@ -108,7 +108,8 @@ class Evaluation(Base):
 class GateDecision(Base):
     """What the gate said of a candidate, rule by rule; `champion_id` is null for a first one.
 
-    `policy` is the whole policy with its version, `origin` the run or person that asked.
+    `policy` is the whole policy with its version, and under `promotion` what was to become of a
+    candidate that passed it; `origin` is the run or person that asked.
     """
 
     __tablename__ = "gate_decision"

@@ -5,11 +5,18 @@ Nothing here loads a model.
 
 import logging
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from gun_detection.database.models import Approval, GateDecision, ModelVersion, Promotion
-from gun_detection.errors import ModelError, NotFoundError, ReleaseError, ServiceUnavailableError
+from gun_detection.errors import (
+    ModelError,
+    NotFoundError,
+    ReleaseError,
+    ServiceUnavailableError,
+    SettingsError,
+)
+from gun_detection.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,15 @@ def require_weights(version: ModelVersion) -> None:
             f"the weights of {version.id} were deleted by retention on "
             f"{version.deleted_at:%Y-%m-%d}: take another version, or train it again",
             reason="MODEL_DELETED",
+        )
+
+
+def require_storable(name: str, threshold: float, settings: Settings) -> None:
+    """Raise `SettingsError` where a model would find what nobody stores or answers."""
+    if threshold < settings.score_floor:
+        raise SettingsError(
+            f"the threshold of {name}, {threshold:g}, is below GUN_DETECTION_SCORE_FLOOR "
+            f"({settings.score_floor:g}), below which nothing is stored: lower that one"
         )
 
 
@@ -111,7 +127,9 @@ def rollback(
 ) -> Promotion:
     """Go back to the champion before this one, or to an earlier champion `to`, by one more row.
 
-    With `once` an actor that has rolled back before adds none: it is tried again.
+    With `once` an actor that has rolled back before adds none: it is tried again. Raises
+    `ReleaseError`, also where another promotion was made since, and `ServiceUnavailableError`
+    while one is made.
     """
     take_turn(session)
     if once and (row := rolled_back(session, actor)) is not None:
@@ -122,13 +140,26 @@ def rollback(
 
 
 def rolled_back(session: Session, actor: str) -> Promotion | None:
-    """The last rollback of this actor."""
-    return session.scalar(
+    """The last rollback of this actor, if there was one.
+
+    Raises `ReleaseError` where it is not the last word any more: who tries again would be told of
+    a champion that is none.
+    """
+    row = session.scalar(
         select(Promotion)
         .where(Promotion.kind == "rollback", Promotion.actor == actor)
         .order_by(Promotion.id.desc())
         .limit(1)
     )
+    if row is not None and row.id != session.scalar(select(func.max(Promotion.id))):
+        champion = current_champion(session)
+        assert champion is not None
+        raise ReleaseError(
+            f"{actor} rolled back to {row.model_id} on {row.created_at:%Y-%m-%d}, and "
+            f"{champion.id} is champion since: trigger a new run",
+            reason="CHAMPION_CHANGED",
+        )
+    return row
 
 
 def rollback_target(session: Session, to: str | None = None) -> ModelVersion:

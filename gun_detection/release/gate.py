@@ -2,16 +2,29 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gun_detection.database.models import Evaluation, GateDecision, ModelVersion
-from gun_detection.datasets.manifest import load_manifest
+from gun_detection.database.models import (
+    Approval,
+    Evaluation,
+    GateDecision,
+    ModelVersion,
+    Promotion,
+)
+from gun_detection.datasets.checks import labels_agree
+from gun_detection.datasets.manifest import Entry, load_manifest
 from gun_detection.errors import ReleaseError
+from gun_detection.release.champion import current_champion
 from gun_detection.release.policy import Policy
 from gun_detection.release.rules import Case
 from gun_detection.release.verdict import Outcome, Verdict
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
+
+# Pictures are left out of a source now and then; another source has none of them.
+_ENOUGH_KEPT = 0.9
 
 
 def require_same_data(candidate: Evaluation, champion: Evaluation) -> None:
@@ -24,21 +37,104 @@ def require_same_data(candidate: Evaluation, champion: Evaluation) -> None:
             )
 
 
-def holdout_kept(
-    champion: ModelVersion, dataset_id: str, settings: Settings, storage: Storage
-) -> float:
-    """The share of the holdout of the champion's own data that is in that of another data set.
+def caution(
+    session: Session,
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
+    dataset_id: str,
+    settings: Settings,
+    storage: Storage,
+) -> str | None:
+    """What no rule sees and a person should know before this champion is replaced, or None."""
+    if champion is None or champion.id == candidate.id:
+        return None
+    changed = _holdout_changed(session, champion, dataset_id, settings, storage)
+    return "; ".join(filter(None, [changed, _rolled_back(session, candidate)])) or None
 
-    1.0 where it is the same data, or where nobody knows what the champion learned from.
+
+def _holdout_changed(
+    session: Session,
+    champion: ModelVersion,
+    dataset_id: str,
+    settings: Settings,
+    storage: Storage,
+) -> str | None:
+    """What is said where a holdout has too few of the pictures that the champion was measured on.
+
+    A picture counts only with the same label, and those with a gun count for themselves, too: who
+    finds a gun that lost its label is charged with a false alarm.
     """
-    if champion.dataset_id is None or champion.dataset_id == dataset_id:
-        return 1.0
+    known = champion.dataset_id or _measured_on(session, champion)
+    if known is None:
+        return (
+            "nobody knows which pictures the champion was measured on: what it was good at was "
+            "not compared"
+        )
     bucket = settings.data_bucket
-    own, new = (
-        {entry.sha256 for entry in load_manifest(storage, bucket, one).split("holdout")}
-        for one in (champion.dataset_id, dataset_id)
+    own = load_manifest(storage, bucket, known).split("holdout")
+    new = load_manifest(storage, bucket, dataset_id).split("holdout")
+    found = {entry.sha256: entry for entry in new}
+    guns = tuple(entry for entry in own if entry.boxes)
+    for kind, entries in (("pictures", own), ("pictures with a gun", guns)):
+        here = [(entry, found[entry.sha256]) for entry in entries if entry.sha256 in found]
+        kept = sum(_same_label(*both) for both in here)
+        if kept < _ENOUGH_KEPT * len(entries):
+            return (
+                f"only {kept / len(entries):.0%} of the {len(entries)} {kind} that the champion "
+                f"was measured on are in this holdout as they were, {len(here) - kept} have other "
+                f"labels now and {len(entries) - len(here)} are gone: what it was good at was not "
+                "compared"
+            )
+    return None
+
+
+def _measured_on(session: Session, champion: ModelVersion) -> str | None:
+    """The data set by which a model of unknown origin was made champion.
+
+    What it was measured on since, as the champion of later decisions, says nothing about that.
+    """
+    made = session.scalar(
+        select(Promotion)
+        .where(Promotion.model_id == champion.id, Promotion.kind == "promote")
+        .order_by(Promotion.id.desc())
+        .limit(1)
     )
-    return len(own & new) / len(own) if own else 1.0
+    if made is None:
+        return None
+    if made.gate_decision_id is not None:
+        decision = session.get_one(GateDecision, made.gate_decision_id)
+        if decision.candidate_evaluation_id is not None:
+            return session.get_one(Evaluation, decision.candidate_evaluation_id).dataset_id
+    return session.scalar(
+        select(Evaluation.dataset_id)
+        .where(
+            Evaluation.model_id == champion.id,
+            Evaluation.split == "holdout",
+            Evaluation.created_at <= made.created_at,
+        )
+        .order_by(Evaluation.id.desc())
+        .limit(1)
+    )
+
+
+def _same_label(one: Entry, other: Entry) -> bool:
+    return labels_agree(*(entry.box_array().astype(np.float64) for entry in (one, other)))
+
+
+def _rolled_back(session: Session, candidate: ModelVersion) -> str | None:
+    """Who went back from this model last, when and why."""
+    row = session.scalar(
+        select(Promotion)
+        .where(Promotion.kind == "rollback", Promotion.previous_id == candidate.id)
+        .order_by(Promotion.id.desc())
+        .limit(1)
+    )
+    if row is None:
+        return None
+    return (
+        f"{candidate.id} was champion before, and {row.actor} rolled it back on "
+        f"{row.created_at:%Y-%m-%d}: {row.reason}"
+    )
 
 
 def judge(case: Case, policy: Policy) -> list[Verdict]:
@@ -60,8 +156,10 @@ def record(
     policy: Policy,
     verdicts: Sequence[Verdict],
     origin: str | None = None,
+    promotion: str | None = None,
 ) -> GateDecision:
-    """Store the decision with all that it rests on; `origin` is who asked for it."""
+    """Store the decision with all that it rests on; `origin` is who asked for it, `promotion` what
+    is to become of a candidate that passed."""
     decision = GateDecision(
         candidate_id=candidate.model_id,
         champion_id=champion.model_id if champion else None,
@@ -69,7 +167,7 @@ def record(
         champion_evaluation_id=champion.id if champion else None,
         holdout_id=candidate.holdout_id,
         passed=passes(verdicts),
-        policy=policy.model_dump(mode="json") | {"version": policy.version},
+        policy=policy.model_dump(mode="json") | {"version": policy.version, "promotion": promotion},
         rules=[verdict.model_dump(mode="json") for verdict in verdicts],
         origin=origin,
     )
@@ -89,3 +187,23 @@ def explain(decision: GateDecision) -> str:
     said = "passes" if decision.passed else "is rejected"
     rules = "; ".join(str(verdict) for verdict in shown) or "no rule of the policy found for it"
     return f"{decision.candidate_id} {said} — {rules}"
+
+
+def why_again(session: Session, decision: GateDecision) -> str | None:
+    """Why a candidate whose last decision this is should be judged once more, or None.
+
+    Not so what ever was champion, and what people refused or keep for themselves.
+    """
+    candidate, champion = decision.candidate_id, current_champion(session)
+    ever = select(Promotion.id).where(Promotion.model_id == candidate).limit(1)
+    refused = select(Approval.id).where(
+        Approval.gate_decision_id == decision.id, Approval.approved.is_(False)
+    )
+    by_hand = (decision.policy or {}).get("promotion") == "manual"
+    if by_hand or session.scalar(ever) is not None or session.scalar(refused) is not None:
+        return None
+    if decision.champion_id != (champion.id if champion else None):
+        return f"{candidate} was compared with another champion than the present one"
+    if decision.passed:
+        return f"{candidate} passed the gate, and was neither promoted nor refused"
+    return None

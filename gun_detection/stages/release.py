@@ -15,9 +15,6 @@ from gun_detection.storage import Storage
 
 Json = dict[str, Any]
 
-# Pictures are left out of a source now and then; another source has none of them.
-_ENOUGH_KEPT = 0.9
-
 
 def gate(
     settings: Settings,
@@ -25,25 +22,21 @@ def gate(
     dataset_id: str | None = None,
     policy: str | None = None,
     origin: str | None = None,
+    promotion: str | None = None,
 ) -> Json:
     """Judge a candidate against the present champion on the same holdout, and record it.
 
-    `policy` is a name or the path of a YAML file, by default that of the settings; `origin` says
-    who asked. Where the holdout has few of the pictures that the champion was chosen by, the
-    answer has a `caution`, and a person is asked instead of promoting at once: nothing was
-    measured of what the champion was good at.
+    `policy` is a name or the path of a YAML file, `promotion` what is to become of a candidate that
+    passes, both by default as the settings have it; `origin` says who asked. Where the holdout has
+    few of the pictures that the champion was chosen by, or somebody rolled this candidate back
+    before, the answer has a `caution`, and with `auto` a person is asked all the same.
     """
     from gun_detection.evaluation.evaluate import evaluate_version
     from gun_detection.release.canary import fly_canary
     from gun_detection.release.card import write_card
     from gun_detection.release.champion import current_champion, get_model, require_weights
-    from gun_detection.release.gate import (
-        explain,
-        holdout_kept,
-        judge,
-        record,
-        require_same_data,
-    )
+    from gun_detection.release.gate import caution as look_closely
+    from gun_detection.release.gate import explain, judge, record, require_same_data
     from gun_detection.release.pages import approval_text
     from gun_detection.release.policy import load_policy
     from gun_detection.release.rules import Case
@@ -62,19 +55,17 @@ def gate(
         measured = [
             _measured(*both, settings, storage) for both in zip(versions, rows, strict=True)
         ]
-        kept = holdout_kept(champion, dataset_id, settings, storage) if champion else 1.0
-    caution = None
-    if kept < _ENOUGH_KEPT:
-        caution = (
-            f"only {kept:.0%} of the pictures that the champion was measured on are in this "
-            "holdout: what it finds in the others was not compared"
-        )
+        caution = look_closely(session, model, champion, dataset_id, settings, storage)
+    promotion = promotion or settings.promotion
+    if caution and promotion == "auto":
+        promotion = "approve"
     # Other processes see the evaluations from here on, and no transaction waits for the canary.
     canary = fly_canary(model.id, dataset_id, measured[0].samples, settings)
     case = Case(measured[0], measured[1] if champion else None, canary)
     verdicts = judge(case, rules)
     with open_session(settings) as session:
-        decision = record(session, rows[0], rows[1] if champion else None, rules, verdicts, origin)
+        compared = rows[1] if champion else None
+        decision = record(session, rows[0], compared, rules, verdicts, origin, promotion)
         write_card(session, model.id, settings, storage)
         return {
             "decision_id": decision.id,
@@ -83,9 +74,7 @@ def gate(
             "champion_id": decision.champion_id,
             "policy": rules.name,
             "policy_version": rules.version,
-            "promotion": "approve"
-            if caution and settings.promotion == "auto"
-            else settings.promotion,
+            "promotion": promotion,
             "caution": caution,
             "approval_hours": settings.approval_hours,
             "rules": decision.rules,
@@ -144,19 +133,14 @@ def promote(
     The stored weights are read and checked first, whoever promotes.
     """
     from gun_detection.release.card import write_card
-    from gun_detection.release.champion import get_model
+    from gun_detection.release.champion import get_model, require_storable
     from gun_detection.release.champion import promote as promote_model
     from gun_detection.release.registry import verify_weights
 
     storage = Storage(settings)
     with open_session(settings) as session:
         version = get_model(session, model)
-        if version.threshold < settings.score_floor:
-            raise ReleaseError(
-                f"the threshold of {version.id}, {version.threshold:g}, is below "
-                f"GUN_DETECTION_SCORE_FLOOR ({settings.score_floor:g}), below which nothing is "
-                "stored: lower that one"
-            )
+        require_storable(version.id, version.threshold, settings)
         verify_weights(version, settings, storage)
     with open_session(settings) as session:
         decision = None if decision_id is None else _decision(session, decision_id)
@@ -197,14 +181,16 @@ def rollback(
     """Make an earlier champion the champion again, from the next scoring run on.
 
     With `once` an actor that has done so before does nothing more: for what may be tried again.
+    Raises `ReleaseError` where there is nothing to go back to, or another champion since.
     """
+    from gun_detection.release.champion import require_storable, rollback_target, rolled_back
     from gun_detection.release.champion import rollback as rollback_model
-    from gun_detection.release.champion import rollback_target, rolled_back
     from gun_detection.release.registry import verify_weights
 
     with open_session(settings) as session:
         if not (once and rolled_back(session, actor)):
             target = rollback_target(session, to)
+            require_storable(target.id, target.threshold, settings)
             verify_weights(target, settings, Storage(settings))
             to = target.id
     with open_session(settings) as session:

@@ -19,6 +19,7 @@ from gun_detection.errors import NotFoundError, TransientError
 from gun_detection.evaluation.matching import match_all
 from gun_detection.evaluation.threshold import OperatingTarget, choose_threshold
 from gun_detection.release.champion import current_champion
+from gun_detection.release.gate import why_again
 from gun_detection.release.registry import NewModel, publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -72,15 +73,23 @@ def find_trained(
 
 
 def training_need(session: Session, dataset_id: str, config: TrainingConfig) -> Need:
-    """Training again on the same data with the same recipe would give the same model."""
+    """Training again on the same data with the same recipe would give the same model.
+
+    That one is judged again where it may end otherwise, as long as its weights are there.
+    """
     model = find_trained(session, dataset_id, config, deleted=True)
     if model is None:
         return Need(True, f"no model has this recipe on data set {dataset_id[:12]}")
-    judged = session.scalar(
-        select(GateDecision.id).where(GateDecision.candidate_id == model.id).limit(1)
+    last = session.scalar(
+        select(GateDecision)
+        .where(GateDecision.candidate_id == model.id)
+        .order_by(GateDecision.id.desc())
+        .limit(1)
     )
-    if judged is None:
+    if last is None:
         return Need(True, f"{model.id} was trained but has not been through the gate")
+    if model.deleted_at is None and (why := why_again(session, last)):
+        return Need(True, why)
     return Need(
         False,
         f"neither data nor configuration changed: {model.id} was trained on "

@@ -63,6 +63,21 @@ def test_a_rollback_that_is_tried_again_goes_back_one_step(
     assert get_model(session, "champion").id == models[0].id
 
 
+def test_a_rollback_that_is_not_the_last_word_is_not_announced_again(
+    publish_model: Publish, session: Session
+) -> None:
+    first, second = publish_model(1), publish_model(2)
+    by(session, first)
+    by(session, second)
+    rollback(session, actor="run 1", reason="why", once=True)
+    by(session, second)
+    with pytest.raises(ReleaseError, match="trigger a new run") as caught:
+        rollback(session, actor="run 1", reason="why", once=True)
+    assert caught.value.reason == "CHAMPION_CHANGED"
+    assert f"{second.id} is champion since" in caught.value.message
+    assert get_model(session, "champion").id == second.id
+
+
 def test_who_was_champion_twice_hides_nobody_between(
     publish_model: Publish, session: Session
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.database.models import GateDecision
-from gun_detection.errors import GunDetectionError, NotFoundError, ReleaseError
+from gun_detection.errors import GunDetectionError, NotFoundError, ReleaseError, SettingsError
 from gun_detection.release.champion import get_model
 from gun_detection.release.pages import approval_text, decision_page, models_page, verdict_page
 from gun_detection.release.registry import publish
@@ -98,6 +98,21 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
     assert told[loser] in ("PROMOTION_UNDER_WAY", "CHAMPION_CHANGED")
     with open_session(settings) as session:
         assert get_model(session, "champion").id == next(m for m in models if m != loser)
+
+
+def test_no_way_leads_to_a_champion_whose_threshold_is_below_what_is_stored(
+    models: list[str], settings: Settings
+) -> None:
+    high = settings.model_copy(update={"score_floor": 0.6})
+    with pytest.raises(SettingsError, match="GUN_DETECTION_SCORE_FLOOR"):
+        stages.promote(high, models[0], "a", "b")
+    for model in models:
+        stages.promote(settings, model, "a", "b")
+    with pytest.raises(SettingsError, match=rf"{models[0]}, 0\.5, is below .* \(0\.6\)"):
+        stages.rollback(high, "a", "b")
+    with open_session(settings) as session:
+        assert get_model(session, "champion").id == models[1]
+    assert stages.rollback(settings, "a", "b")["champion_id"] == models[0]
 
 
 def test_the_pages_say_what_was_decided(models: list[str], settings: Settings) -> None:

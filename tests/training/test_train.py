@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import psutil
 import pytest
@@ -10,14 +12,18 @@ import torch
 
 from gun_detection import stages
 from gun_detection.database import open_session
+from gun_detection.database.models import GateDecision, ModelVersion
 from gun_detection.datasets import ingest
-from gun_detection.errors import DatasetError, ReleaseError, TrainingError, TransientError
+from gun_detection.errors import DatasetError, SettingsError, TrainingError, TransientError
 from gun_detection.release.champion import get_model
+from gun_detection.release.registry import publish
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
 from gun_detection.training import train
+from gun_detection.training.config import resolve_config
 from gun_detection.training.loop import Progress
 from gun_detection.training.step import select_precision
+from tests.conftest import random_model
 
 # A few steps of the smallest detector that is not made for the tests: other processes know it.
 QUICK = {
@@ -63,6 +69,65 @@ def test_a_model_version_holds_how_it_came_about(
     assert (again["model_id"], again["created"]) == (result["model_id"], False)
 
 
+def test_what_was_trained_is_judged_again_where_that_may_end_otherwise(
+    settings: Settings, storage: Storage, dataset: str
+) -> None:
+    new = replace(
+        random_model(1), dataset_id=dataset, config_hash=resolve_config(settings, "smoke").hash()
+    )
+    with open_session(settings) as session:
+        model = publish(new, settings, storage, session).id
+        first, second = (
+            publish(random_model(seed), settings, storage, session).id for seed in (2, 3)
+        )
+
+    def need() -> tuple[bool, str]:
+        found = stages.check_need(settings, dataset, "smoke")
+        return found["needed"], found["reason"]
+
+    def decided(champion: str | None, promotion: str = "auto", *, passed: bool = True) -> int:
+        policy = {"promotion": promotion}
+        with open_session(settings) as session:
+            row = GateDecision(
+                candidate_id=model,
+                champion_id=champion,
+                holdout_id="h",
+                passed=passed,
+                policy=policy,
+                rules=[],
+            )
+            session.add(row)
+            session.flush()
+            return row.id
+
+    assert need() == (True, f"{model} was trained but has not been through the gate")
+    decided(None)
+    assert need() == (True, f"{model} passed the gate, and was neither promoted nor refused")
+    decided(None, "manual")
+    assert need()[0] is False, "a person promotes it, or does not"
+    decided(None, passed=False)
+    assert need()[0] is False
+    for champion in (first, second):
+        stages.promote(settings, champion, "tester", "a test")
+        assert need()[0] is True
+        decided(champion, passed=False)
+        assert need()[0] is False
+    stages.rollback(settings, "ann", "alarms")
+    assert need() == (True, f"{model} was compared with another champion than the present one")
+    with open_session(settings) as session:
+        session.get_one(ModelVersion, model).deleted_at = datetime.now(UTC)
+    assert need()[0] is False, "nothing is trained again to be judged again"
+    with open_session(settings) as session:
+        session.get_one(ModelVersion, model).deleted_at = None
+    stages.answer(settings, decided(first), approved=False, actor="bob")
+    assert need()[0] is False, "a person refused it"
+    stages.promote(settings, model, "tester", "a test", decided(first))
+    assert need()[0] is False, "it is champion"
+    stages.rollback(settings, "ann", "alarms")
+    stages.promote(settings, second, "tester", "a test")
+    assert need()[0] is False, "a person rolled it back"
+
+
 def test_a_threshold_is_not_below_what_is_stored(settings: Settings, dataset: str) -> None:
     high = settings.model_copy(update={"score_floor": 0.9})
     result = stages.train(high, dataset, "smoke", QUICK)
@@ -71,7 +136,7 @@ def test_a_threshold_is_not_below_what_is_stored(settings: Settings, dataset: st
     assert model.threshold == 0.9
     assert "below the score floor" in model.training["operating_point"]["note"]
     higher = settings.model_copy(update={"score_floor": 0.95})
-    with pytest.raises(ReleaseError, match="GUN_DETECTION_SCORE_FLOOR"):
+    with pytest.raises(SettingsError, match="GUN_DETECTION_SCORE_FLOOR"):
         stages.promote(higher, model.id, actor="tester", reason="a test")
 
 
