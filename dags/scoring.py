@@ -35,13 +35,21 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
     """Survey, confirm, plan, score so many shards `at_once`, finish."""
 
     @task
-    def survey(params: dict[str, Any] | None = None) -> dict[str, Any]:
+    def survey(params: dict[str, Any] | None = None, dag_run: Any = None) -> dict[str, Any]:
         """Say what is to be scored, how long it takes and what it costs."""
         from gun_detection import stages
         from gun_detection.settings import load_settings
 
         assert params is not None
-        found = stages.survey_uploads(load_settings(), kind, params["bucket"], params["prefix"])
+        # The watcher has noted the uploads that it tells of. Listing what is listed at night only
+        # would keep them waiting.
+        found = stages.survey_uploads(
+            load_settings(),
+            kind,
+            params["bucket"],
+            params["prefix"],
+            listing=dag_run.run_type != "asset_triggered",
+        )
         print(found["text"])
         return found
 

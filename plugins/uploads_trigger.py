@@ -9,6 +9,8 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_PAUSE = 300.0
+
 
 class UploadsTrigger(BaseEventTrigger):
     """Looks for uploads again and again; how far it has told of them lies in the database.
@@ -40,11 +42,12 @@ class UploadsTrigger(BaseEventTrigger):
                 logger.warning("looking for uploads: %s", error.message)
             except Exception:
                 logger.exception("looking for uploads")
-            if news is not None:
+            if news is not None and news["waiting"]:
                 yield TriggerEvent(news["waiting"])  # type: ignore[no-untyped-call]
             # A listing that takes long shall not be all that the server does.
             took = asyncio.get_running_loop().time() - began
-            await asyncio.sleep(max(self.seconds, 5 * took))
+            times = 1 if news is not None and news["more"] else 5
+            await asyncio.sleep(max(self.seconds, min(times * took, _LONGEST_PAUSE)))
             if news is not None:
                 await self._told(news)
 

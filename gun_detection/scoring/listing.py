@@ -68,10 +68,13 @@ def note_uploads(source: Source, settings: Settings, storage: Storage, *, wait: 
 
 
 def note_objects(bucket: str, objects: Iterable[StoredObject], settings: Settings) -> Listed:
-    """Note uploads that somebody told of, as a queue of events does."""
+    """Note uploads that somebody told of, as a queue of events does.
+
+    Raises `ServiceUnavailableError` (LISTING_HELD) while the bucket is being listed.
+    """
     counts = Listed()
     remaining = iter(objects)
-    with _alone(bucket, settings, wait=True):
+    with _alone(bucket, settings, wait=False):
         while chunk := list(islice(remaining, _CHUNK)):
             counts.objects += len(chunk)
             with open_session(settings) as session:

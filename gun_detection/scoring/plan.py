@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion, ScoringRun, Shard
 from gun_detection.errors import GunDetectionError, NotFoundError
+from gun_detection.release.champion import require_storable
 from gun_detection.scoring.listing import Listed, note_uploads, sort_out
 from gun_detection.scoring.quarantine import judge_again
 from gun_detection.scoring.sources import Source, load_sources
@@ -36,11 +37,11 @@ class Survey:
     """What a run would cover, before it is opened.
 
     `unlisted` says of sources that could not be listed why; what was known of them is in the run.
-    Of the `listed` objects, `new` and `changed` were not known before, `returned` had been gone,
-    and `scored` have an outcome; `waiting` is what the run is about, of which `planned` fit into
-    its caps and `left_over` wait for the next. `outdated` is what a re-scoring would be about; it
-    is counted for one only. `seconds` (of the run, with all its workers) and `cost` are estimates
-    from earlier runs, None where there are none.
+    Of the `listed` objects (None where nothing was listed), `new` and `changed` were not known
+    before, `returned` had been gone, and `scored` have an outcome; `waiting` is what the run is
+    about, of which `planned` fit into its caps and `left_over` wait for the next. `outdated` is
+    what a re-scoring would be about; it is counted for one only. `seconds` (of the run, with all
+    its workers) and `cost` are estimates from earlier runs, None where there are none.
     """
 
     kind: Kind
@@ -48,7 +49,7 @@ class Survey:
     buckets: list[str]
     prefix: str
     unlisted: dict[str, str]
-    listed: int
+    listed: int | None
     left_out: int
     new: int
     changed: int
@@ -84,16 +85,19 @@ def survey(
     settings: Settings,
     storage: Storage,
     prefix: str = "",
+    *,
+    listing: bool = True,
 ) -> Survey:
     """List the sources, note their uploads, and say what a run by `model` would cover.
 
-    A re-scoring is about what is known: nothing is listed for it. Of several sources, one that
+    Without `listing`, and in a re-scoring, it is about what is known. Of several sources, one that
     cannot be listed keeps none of the others waiting; when all of them fail, the first error is
     raised: `NotFoundError` for a bucket that is not there.
     """
     counts = Listed()
     unlisted: dict[str, str] = {}
-    if kind == "new":
+    listing = listing and kind == "new"
+    if listing:
         unlisted = _list(sources, counts, settings, storage)
     with open_session(settings) as session:
         if kind == "new":
@@ -113,12 +117,12 @@ def survey(
         buckets=sorted({source.bucket for source in sources}),
         prefix=prefix,
         unlisted=unlisted,
-        listed=counts.objects,
+        listed=counts.objects if listing else None,
         left_out=counts.left_out,
         new=counts.new,
         changed=counts.changed,
         returned=counts.returned,
-        scored=max(0, counts.objects - waiting) if kind == "new" else 0,
+        scored=max(0, counts.objects - waiting) if listing else 0,
         outdated=waiting if kind == "rescore" else None,
         waiting=waiting,
         planned=planned.uploads,
@@ -165,12 +169,14 @@ def open_run(
 ) -> Plan:
     """Open a run over what the survey found, oldest upload first, at most `limit` of it.
 
-    Opening it again with the same `run_id` gives the plan that was made before.
+    Opening it again with the same `run_id` gives the plan that was made before. Raises
+    `SettingsError` where what the model finds at its own threshold is not stored.
     """
     run_id = run_id or uuid.uuid4().hex
     known = session.get(ScoringRun, run_id)
     if known is not None:
         return _recall(session, known)
+    require_storable(model.id, model.threshold, settings)
     closed = session.execute(_CLOSE_ABANDONED, {"kind": found.kind}).scalars().all()
     if closed:
         logger.warning("runs that came to no end are closed: %s", ", ".join(closed))
@@ -250,7 +256,8 @@ def _cap(kind: Kind, settings: Settings) -> int:
 
 _OUTDATED = """
     u.current AND NOT u.pending AND NOT EXISTS (
-        SELECT FROM ledger l WHERE l.upload_id = u.id AND l.model_id = :model
+        SELECT FROM ledger l
+        WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
     )
 """
 # The oldest uploads wait longest; of history, the newest is what people look at.

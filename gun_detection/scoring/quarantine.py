@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from gun_detection.errors import GunDetectionError
+from gun_detection.errors import GunDetectionError, TransientError
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -138,12 +138,16 @@ def export(
 ) -> tuple[int, int]:
     """Write `quarantine.csv` and the files themselves, for a look at what was uploaded.
 
-    (files written, objects that are gone.) Keys are never paths: a file is named by the sha256
-    of its bytes, and the table says which key it had. Treat the files as hostile.
+    (files written, objects that are gone or cannot be had.) Keys are never paths: a file is named
+    by the sha256 of its bytes, and the table says which key it had. Treat the files as hostile.
+
+    Raises the server's error where it fails for an object that it delivered before, and, when the
+    table is written, where none was delivered.
     """
     files = folder / "files"
     files.mkdir(parents=True, exist_ok=True)
     written = gone = 0
+    failed: GunDetectionError | None = None
     with (folder / "quarantine.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow([*Quarantined.__dataclass_fields__, "file"])
@@ -151,15 +155,25 @@ def export(
             try:
                 data = storage.get(row.bucket, row.key, max_bytes=settings.max_image_bytes)
             except GunDetectionError as error:
-                if error.reason not in ("OBJECT_MISSING", "TOO_LARGE"):
+                if isinstance(error, TransientError) and row.reason not in _UNDELIVERED:
                     raise
+                if error.reason not in _OF_ONE_OBJECT:
+                    failed = error
                 name, gone = "", gone + 1
             else:
                 name = hashlib.sha256(data).hexdigest()
                 (files / name).write_bytes(data)
                 written += 1
             table.writerow([*(_cell(value) for value in asdict(row).values()), name])
+    if failed is not None and not written:
+        raise failed
     return written, gone
+
+
+# Of these the server did not give out the object when it was to be scored.
+_UNDELIVERED = {"ACCESS_DENIED", "BUCKET_MISSING", "UNREADABLE", "ARCHIVED", "REQUEST_REFUSED"}
+# These say nothing about the server, nor about the rights that it gives.
+_OF_ONE_OBJECT = {"OBJECT_MISSING", "TOO_LARGE", "ARCHIVED", "REQUEST_REFUSED"}
 
 
 def _cell(value: object) -> object:

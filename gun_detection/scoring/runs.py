@@ -12,7 +12,7 @@ from gun_detection.errors import FailureBudgetError, NotFoundError
 from gun_detection.scoring.stats import combine
 from gun_detection.settings import Settings
 
-_GONE = ("OBJECT_MISSING", "OBJECT_CHANGED")
+_GONE = ("OBJECT_MISSING", "OBJECT_CHANGED", "ARCHIVED", "REQUEST_REFUSED")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def summarize_run(session: Session, run_id: str) -> RunSummary:
 def finish_run(run_id: str, settings: Settings) -> RunSummary:
     """Close a run whose shards are done.
 
-    Raises `FailureBudgetError` when an upload has no outcome, too many are in quarantine, or a
-    source could not be listed; everything good is kept either way.
+    Raises `FailureBudgetError` when an upload has no outcome, a source could not be listed, or too
+    many are in quarantine, of this run or of those of a day; everything good is kept either way.
     """
     with open_session(settings) as session:
         missing = _without_outcome(session, run_id)
@@ -73,10 +73,17 @@ def finish_run(run_id: str, settings: Settings) -> RunSummary:
         budget = settings.scoring_failure_budget * (summary.scored + summary.quarantined)
         bad = summary.quarantined
         if summary.kind == "rescore":
-            # Pictures of the past may be deleted by now.
+            # Pictures of the past may be deleted or archived by now.
             bad -= sum(summary.reasons.get(reason, 0) for reason in _GONE)
         # A handful of bad files among few uploads is no sign of a broken night.
         over = bad > max(budget, settings.scoring_failure_count)
+        where = f"of {summary.planned} uploads of run {run_id}"
+        if bad and not over and summary.kind == "new":
+            day = session.execute(_DAY, {"run": run_id}).one()
+            judged = day.judged + summary.scored + summary.quarantined
+            limit = max(settings.scoring_failure_budget * judged, settings.scoring_failure_count)
+            if day.quarantined > limit and not day.told:
+                over, bad, where = True, day.quarantined, f"of {judged} uploads of a day"
         session.execute(
             update(ScoringRun)
             .where(ScoringRun.id == run_id)
@@ -103,11 +110,29 @@ def finish_run(run_id: str, settings: Settings) -> RunSummary:
         )
     if over:
         raise FailureBudgetError(
-            f"{bad} of {summary.planned} uploads of run {run_id} are in quarantine "
-            f"({summary.reasons}), more than the budget of {settings.scoring_failure_budget:.0%}: "
+            f"{bad} {where} are in quarantine (this run's: {summary.reasons}), more than the "
+            f"budget of {settings.scoring_failure_budget:.0%}: "
             "look at what was uploaded (`gun-detection quarantine list`)"
         )
     return summary
+
+
+# Runs of a few uploads each, as the watcher starts them, stay below any count: together they may
+# not. Where all goes wrong, once an hour is often enough to be told.
+_DAY = text(
+    """
+    SELECT COALESCE(SUM(scored + quarantined), 0) AS judged,
+           COALESCE(bool_or(state = 'failed' AND finished_at > now() - interval '1 hour'), false)
+               AS told,
+           (
+               SELECT COUNT(*) FROM ledger l JOIN scoring_run r ON r.id = l.run_id
+               WHERE l.reason IS NOT NULL AND l.created_at > now() - interval '1 day'
+               AND r.kind = 'new'
+           ) AS quarantined
+    FROM scoring_run
+    WHERE kind = 'new' AND id <> :run AND finished_at > now() - interval '1 day'
+    """
+)
 
 
 def _without_outcome(session: Session, run_id: str) -> int:

@@ -1,11 +1,11 @@
 """Where uploads come from: buckets, each with its own prefix, patterns, partitions and caps."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gun_detection.errors import SettingsError
 from gun_detection.settings import Settings
@@ -25,7 +25,8 @@ class Source(BaseModel):
     partitions: str | None = Field(
         None,
         description="What follows the prefix in buckets that are laid out by date, as `strftime` "
-        "writes it, for example `%Y/%m/%d/`: only the newest days are listed.",
+        "writes it, for example `%Y/%m/%d/`, or `%Y/%m/%d/%H/` by the hour: only the newest days "
+        "are listed.",
     )
     days: int = Field(
         3,
@@ -47,6 +48,19 @@ class Source(BaseModel):
         None, gt=0, description="Most pictures of this bucket in one run; the rest waits."
     )
 
+    @field_validator("partitions")
+    @classmethod
+    def _not_finer_than_hours(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            hour = datetime(2026, 1, 1, 0)
+            end = hour + timedelta(hours=1, microseconds=-1)
+            if hour.strftime(pattern) != end.strftime(pattern):
+                raise ValueError(
+                    f"{pattern!r} differs within an hour: end it with the hour, or with the day, "
+                    "which lists all that begins with that"
+                )
+        return pattern
+
     def wants(self, key: str) -> bool:
         """Whether the patterns let this key through; letters in capitals are other letters."""
         if self.include and not any(fnmatchcase(key, pattern) for pattern in self.include):
@@ -58,15 +72,19 @@ class Source(BaseModel):
         return bucket == self.bucket and key.startswith(self.prefix) and self.wants(key)
 
     def prefixes(self, now: datetime, last: datetime | None = None) -> list[str]:
-        """What is listed: the prefix, or one for each day up to tomorrow, as clocks differ.
+        """What is listed: the prefix, or those of whole days up to tomorrow, as clocks differ.
 
         `last` is when it was listed whole before: what fell due since then is listed as well.
         """
         if self.partitions is None:
             return [self.prefix]
-        missed = max(0, (now - last).days) if last else 0
-        days = [now + timedelta(days=offset) for offset in range(1 - self.days - missed, 2)]
-        return sorted({self.prefix + day.strftime(self.partitions) for day in days})
+        today = now.astimezone(UTC).date()
+        last_day = min(today, last.astimezone(UTC).date()) if last else today
+        first = datetime.combine(last_day - timedelta(days=self.days - 1), time(), UTC)
+        # By hours, as a pattern may go down to them; those of one day mostly are the same.
+        hours = 24 * ((today - last_day).days + self.days + 1)
+        moments = (first + timedelta(hours=number) for number in range(hours))
+        return sorted({self.prefix + moment.strftime(self.partitions) for moment in moments})
 
 
 class _File(BaseModel):

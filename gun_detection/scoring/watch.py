@@ -6,6 +6,7 @@ have arrived: what is uploaded while nothing watches is found by the next look.
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,14 +34,20 @@ logger = logging.getLogger(__name__)
 
 # Bytes of a key in S3.
 _LONGEST = 1024
+# A queue is left after so long, as the other buckets and those who wait for news have their turn.
+_DRAIN_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class News:
-    """`waiting` counts the uploads of each bucket that nobody was told of; `upto` is the last."""
+    """`waiting` counts the uploads of each bucket that nobody was told of; `upto` is the last.
+
+    `more`: a queue was left before it was empty, so that the next look is worth the while soon.
+    """
 
     waiting: dict[str, int]
     upto: dict[str, int]
+    more: bool = False
 
 
 def look(settings: Settings) -> News | None:
@@ -52,13 +59,15 @@ def look(settings: Settings) -> News | None:
     storage = Storage(settings)
     watched = [s for s in load_sources(settings) if s.queue or (s.watch and s.inventory is None)]
     queues: set[str] = set()
+    more = False
     for source in watched:
         if source.queue in queues:
             continue
         try:
             if source.queue is not None:
                 queues.add(source.queue)
-                _drain([s for s in watched if s.queue == source.queue], source.queue, settings)
+                sharing = [s for s in watched if s.queue == source.queue]
+                more |= _drain(sharing, source.queue, settings)
             else:
                 note_uploads(source, settings, storage, wait=False)
         except GunDetectionError as error:
@@ -70,9 +79,10 @@ def look(settings: Settings) -> News | None:
             logger.exception("looking for uploads in %s", source.bucket)
     with open_session(settings) as session:
         rows = session.execute(text(_UNTOLD), {"buckets": [s.bucket for s in watched]}).all()
-    if not rows:
+    if not rows and not more:
         return None
-    return News({row.bucket: row.waiting for row in rows}, {row.bucket: row.upto for row in rows})
+    waiting = {row.bucket: row.waiting for row in rows}
+    return News(waiting, {row.bucket: row.upto for row in rows}, more)
 
 
 def told(news: News, settings: Settings) -> None:
@@ -87,24 +97,35 @@ def told(news: News, settings: Settings) -> None:
             )
 
 
-# What a run has taken on already is no news.
+# What a run has taken on already is no news. Grouping takes them out in one pass, whatever
+# PostgreSQL expects: NOT IN, and a join, may go through all of the ids for each upload.
 _UNTOLD = """
     SELECT u.bucket, COUNT(*) AS waiting, MAX(u.id) AS upto
-    FROM upload u LEFT JOIN upload_watch w ON w.bucket = u.bucket
-    WHERE u.pending AND u.wanted AND u.bucket = ANY(:buckets)
-    AND EXISTS (SELECT FROM current_champion)
-    AND u.id NOT IN (
-        SELECT unnest(s.upload_ids) FROM shard s JOIN scoring_run r ON r.id = s.run_id
-        WHERE r.state = 'open'
-    )
+    FROM (
+        SELECT id, MAX(bucket) AS bucket
+        FROM (
+            SELECT id, bucket, false AS taken FROM upload
+            WHERE pending AND wanted AND bucket = ANY(:buckets)
+            AND EXISTS (SELECT FROM current_champion)
+            UNION ALL
+            SELECT unnest(s.upload_ids), NULL, true
+            FROM shard s JOIN scoring_run r ON r.id = s.run_id WHERE r.state = 'open'
+        ) every GROUP BY id HAVING NOT bool_or(taken)
+    ) u LEFT JOIN upload_watch w ON w.bucket = u.bucket
     GROUP BY u.bucket, w.upload_id HAVING MAX(u.id) > COALESCE(w.upload_id, 0)
     ORDER BY u.bucket
 """
 
 
-def _drain(sources: list[Source], queue: str, settings: Settings) -> None:
-    """Read the queue of these sources until it is empty; a message is deleted once its uploads are
-    noted."""
+def _drain(sources: list[Source], queue: str, settings: Settings) -> bool:
+    """Read the queue of these sources until it is empty, or the time is up: then True.
+
+    A message is deleted once its uploads are noted. One about a bucket that is being listed comes
+    back after its visibility timeout.
+    """
+    until = time.monotonic() + _DRAIN_SECONDS
+    buckets = {source.bucket for source in sources}
+    held = _note({bucket: [] for bucket in buckets}, settings)
     secret = settings.s3_secret_access_key
     client: SQSClient = boto3.client(
         "sqs",
@@ -114,24 +135,48 @@ def _drain(sources: list[Source], queue: str, settings: Settings) -> None:
         aws_secret_access_key=secret.get_secret_value() if secret else None,
     )
     try:
-        while messages := client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get(
-            "Messages", []
-        ):
+        # Nothing is read where nothing can be noted: what is read in vain a few times may end in
+        # a dead-letter queue.
+        while held != buckets:
+            answer = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)
+            messages = answer.get("Messages", [])
+            if not messages:
+                break
             objects: dict[str, list[StoredObject]] = {}
+            told_of: dict[str, set[str]] = {}
             for message in messages:
-                for item in _uploads(message["Body"], sources):
+                found = list(_uploads(message["Body"], sources))
+                told_of[message["ReceiptHandle"]] = {item.bucket for item in found}
+                for item in found:
                     objects.setdefault(item.bucket, []).append(item)
-            for bucket, some in objects.items():
-                note_objects(bucket, some, settings)
-            client.delete_message_batch(
-                QueueUrl=queue,
-                Entries=[
-                    {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
-                    for number, message in enumerate(messages)
-                ],
-            )
+            held |= _note(objects, settings)
+            noted = [handle for handle, names in told_of.items() if not names & held]
+            if noted:
+                client.delete_message_batch(
+                    QueueUrl=queue,
+                    Entries=[
+                        {"Id": str(number), "ReceiptHandle": handle}
+                        for number, handle in enumerate(noted)
+                    ],
+                )
+            if time.monotonic() > until:
+                return True
     except (BotoCoreError, ClientError) as error:
         raise ServiceUnavailableError(f"the queue {queue} cannot be read: {error}") from error
+    return False
+
+
+def _note(objects: dict[str, list[StoredObject]], settings: Settings) -> set[str]:
+    """Note what was uploaded; the buckets that are being listed, of which nothing was noted."""
+    held = set()
+    for bucket, some in objects.items():
+        try:
+            note_objects(bucket, some, settings)
+        except ServiceUnavailableError as error:
+            if error.reason != "LISTING_HELD":
+                raise
+            held.add(bucket)
+    return held
 
 
 def _origin(queue: str) -> str:
@@ -140,32 +185,52 @@ def _origin(queue: str) -> str:
 
 
 def _uploads(body: str, sources: list[Source]) -> Iterator[StoredObject]:
-    """The created objects of an S3 event notification, also one that came by way of SNS.
+    """The created objects of an S3 event, also one that came by way of SNS or EventBridge.
 
-    Structure: Amazon S3 User Guide, "Event message structure", version 2. A message that is
-    something else is logged and let go: the nightly listing finds what it may have meant.
+    A message that is something else is logged and let go: the nightly listing finds what it may
+    have meant.
     """
     try:
         content = json.loads(body)
         if isinstance(content.get("Message"), str):
             content = json.loads(content["Message"])
-        for record in content.get("Records", []):
-            item = _upload(record)
-            made = record["eventName"].startswith("ObjectCreated:")
-            if made and any(_belongs(item, source) for source in sources):
+        for item in _created(content):
+            if any(_belongs(item, source) for source in sources):
                 yield item
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("a message of %s is no S3 event (%r): %.200s", sources[0].queue, error, body)
 
 
-def _upload(record: dict[str, Any]) -> StoredObject:
-    described = record["s3"]["object"]
+def _created(content: dict[str, Any]) -> Iterator[StoredObject]:
+    """What an event says was created; raises `ValueError` for what is no event of S3.
+
+    Structure: Amazon S3 User Guide, "Event message structure", version 2, and "EventBridge event
+    message structure".
+    """
+    kind = str(content.get("detail-type", ""))
+    if "Records" in content:
+        for record in content["Records"]:
+            if record["eventName"].startswith("ObjectCreated:"):
+                described = record["s3"]["object"]
+                key, etag = unquote_plus(described["key"]), described.get("eTag", "")
+                yield _upload(record["s3"], key, etag, record["eventTime"])
+    elif kind == "Object Created":
+        # Here the key is as it is.
+        described = content["detail"]["object"]
+        etag = described.get("etag", "")
+        yield _upload(content["detail"], described["key"], etag, content["time"])
+    elif not kind.startswith("Object ") and content.get("Event") != "s3:TestEvent":
+        raise ValueError("neither Records nor a detail-type of S3")
+
+
+def _upload(event: dict[str, Any], key: str, etag: str, at: str) -> StoredObject:
+    """The object of an event, whose structures name bucket and size alike."""
     item = StoredObject(
-        record["s3"]["bucket"]["name"],
-        unquote_plus(described["key"]),
-        int(described.get("size", 0)),
-        str(described.get("eTag", "")),
-        datetime.fromisoformat(record["eventTime"]),
+        event["bucket"]["name"],
+        key,
+        int(event["object"].get("size", 0)),
+        str(etag),
+        datetime.fromisoformat(at),
     )
     for text_of in (item.key, item.etag):
         # What PostgreSQL cannot hold; encoding refuses halves of surrogate pairs.

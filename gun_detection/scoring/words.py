@@ -15,7 +15,7 @@ def survey_text(survey: dict[str, Any]) -> str:
         ("there again", "returned"),
         ("scored already", "scored"),
     )
-    rows = [(name, f"{survey[key]:,}") for name, key in listed if survey["kind"] == "new"]
+    rows = [(name, f"{survey[key]:,}") for name, key in listed if survey["listed"] is not None]
     if survey["outdated"] is not None:
         rows.append(("scored by an earlier model only", f"{survey['outdated']:,}"))
     rows += [

@@ -21,10 +21,13 @@ def survey_uploads(
     bucket: str | None = None,
     prefix: str | None = None,
     model: str = "champion",
+    *,
+    listing: bool = True,
 ) -> Json:
     """List the sources and say what a run would cover, how long it would take and cost.
 
-    `confirm` is whether a person is to be asked first.
+    Without `listing` that is what is known, as where the watcher has noted it. `confirm` is
+    whether a person is to be asked first.
     """
     from gun_detection.release.champion import get_model
     from gun_detection.scoring.plan import survey
@@ -33,7 +36,9 @@ def survey_uploads(
     sources = choose_sources(load_sources(settings), bucket, prefix)
     with open_session(settings) as session:
         version = get_model(session, model)
-    found = asdict(survey(kind, version, sources, settings, Storage(settings), prefix or ""))
+    found = asdict(
+        survey(kind, version, sources, settings, Storage(settings), prefix or "", listing=listing)
+    )
     return found | {
         "text": survey_text(found),
         "confirm": found["planned"] > settings.confirm_images,
@@ -144,7 +149,8 @@ def export_quarantine(settings: Settings, folder: Path, **conditions: Any) -> Js
 
 
 def look_for_uploads(settings: Settings) -> Json | None:
-    """What was uploaded since the last look, by bucket; None where nothing was."""
+    """What was uploaded since the last look, by bucket, and whether queues hold `more`; None where
+    neither is so."""
     from gun_detection.scoring.watch import look
 
     news = look(settings)

@@ -79,9 +79,12 @@ def surveyed(
         prefix: str = "",
         model: ModelVersion = champion,
         settings: Settings = settings,
+        *,
+        listing: bool = True,
     ) -> tuple[Survey, list[Source]]:
         sources = choose_sources(load_sources(settings), bucket, prefix)
-        return survey(kind, model, sources, settings, storage, prefix), sources
+        found = survey(kind, model, sources, settings, storage, prefix, listing=listing)
+        return found, sources
 
     return make
 

@@ -8,12 +8,14 @@ import pytest
 from sqlalchemy import text
 
 from gun_detection.database import open_session
+from gun_detection.database.models import ModelVersion
 from gun_detection.errors import (
     FailureBudgetError,
     GunDetectionError,
     ImageError,
     ServiceUnavailableError,
     SettingsError,
+    TerminalError,
 )
 from gun_detection.images import DecoderPool, Reason
 from gun_detection.release.champion import promote
@@ -225,10 +227,7 @@ def test_what_was_found_in_a_picture_that_is_gone_stays_in_the_views(
     score_all(plan(), settings, storage, engine)
     found = rows(settings, "SELECT key, x1, score FROM current_detections ORDER BY detection_id")
     assert found
-    with open_session(settings) as session:
-        newer = publish(random_model(1), settings, storage, session)
-    with open_session(settings) as session:
-        promote(session, newer.id, actor="tester", reason="a test")
+    newer = champion_after(settings, storage)
     for name in names:
         storage.delete(settings.uploads_bucket, f"{name}.jpg")
     made = plan(kind="rescore", model=newer)
@@ -239,6 +238,71 @@ def test_what_was_found_in_a_picture_that_is_gone_stays_in_the_views(
     assert rows(settings, view) == found
     assert count(settings, "quarantine") == 0
     assert plan(kind="rescore", model=newer).planned == 0
+
+
+@pytest.mark.parametrize("reason", ["ARCHIVED", "ACCESS_DENIED", "OUT_OF_MEMORY"])
+def test_what_was_found_in_a_picture_that_the_champion_cannot_look_at_stays_in_the_views(
+    plan: Planned, settings: Settings, storage: Storage, engine: Simulated, reason: str
+) -> None:
+    upload(storage, settings, a=picture(1), b=picture(2))
+    score_all(plan(), settings, storage, engine)
+    found = rows(settings, "SELECT key, x1 FROM current_detections ORDER BY detection_id")
+    assert {key for key, _ in found} == {"a.jpg"}, "the other one holds none"
+    newer = champion_after(settings, storage)
+    refusing = Refusing(settings, TerminalError("no", reason=reason), {"a.jpg"})
+    score_all(plan(kind="rescore", model=newer), settings, refusing, engine)
+    view = "SELECT key, by_champion FROM current_outcomes ORDER BY key"
+    assert rows(settings, view) == [("a.jpg", False), ("b.jpg", True)]
+    view = "SELECT DISTINCT key FROM current_detections ORDER BY key"
+    assert rows(settings, view) == [("a.jpg",)]
+    # Why the champion has nothing to say is to be seen, too.
+    assert rows(settings, "SELECT key, reason FROM quarantine") == [("a.jpg", reason)]
+
+
+def test_pictures_of_the_past_that_were_archived_are_no_failure(
+    plan: Planned, settings: Settings, storage: Storage, engine: Simulated
+) -> None:
+    names = {f"b{seed:02}": picture(seed) for seed in range(14)}
+    upload(storage, settings, **names)
+    score_all(plan(), settings, storage, engine)
+    made = plan(kind="rescore", model=champion_after(settings, storage))
+    score_all(made, settings, Refusing(settings, TerminalError("no", reason="ARCHIVED")), engine)
+    assert finish_run(made.run_id, settings).reasons == {"ARCHIVED": 14}
+
+
+def test_what_waited_to_be_judged_anew_is_when_its_model_is_champion_again(
+    plan: Planned,
+    champion: ModelVersion,
+    settings: Settings,
+    storage: Storage,
+    engine: Simulated,
+) -> None:
+    upload(storage, settings, a=picture(1), b=picture(2))
+    score_all(plan(), settings, Refusing(settings, DENIED, {"a.jpg"}), engine)
+    newer = champion_after(settings, storage)
+    later(settings)
+    score_all(plan(model=newer), settings, storage, engine)
+    found = rows(settings, "SELECT x1 FROM current_detections ORDER BY detection_id")
+    assert found
+    with open_session(settings) as session:
+        promote(session, champion.id, actor="tester", reason="the other one is worse")
+    # Until then it is what the other model found that counts.
+    assert rows(settings, "SELECT x1 FROM current_detections ORDER BY detection_id") == found
+    assert count(settings, "outdated_uploads") == 1
+    made = plan(kind="rescore")
+    assert made.planned == 1
+    score_all(made, settings, storage, engine)
+    view = "SELECT DISTINCT outcome, by_champion FROM current_outcomes"
+    assert rows(settings, view) == [("scored", True)]
+    assert plan(kind="rescore").planned == 0
+
+
+def champion_after(settings: Settings, storage: Storage) -> ModelVersion:
+    with open_session(settings) as session:
+        newer = publish(random_model(1), settings, storage, session)
+    with open_session(settings) as session:
+        promote(session, newer.id, actor="tester", reason="a test")
+    return newer
 
 
 def test_what_the_model_has_judged_before_waits_no_longer(

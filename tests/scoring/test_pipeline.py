@@ -15,7 +15,7 @@ from gun_detection.scoring import pipeline
 from gun_detection.scoring.leases import claim_shard, suspect
 from gun_detection.scoring.pipeline import score_shard
 from gun_detection.scoring.plan import Plan
-from gun_detection.scoring.runs import finish_run
+from gun_detection.scoring.runs import RunSummary, finish_run
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.bad_pictures import CASES, LIMITS
@@ -278,6 +278,42 @@ def test_a_run_with_too_many_bad_pictures_fails_and_keeps_the_good(
     assert outcomes(settings)["good"] == "scored"
     lenient = settings.model_copy(update={"scoring_failure_count": 12})
     finish_run(made.run_id, lenient)
+
+
+def test_small_runs_that_all_go_wrong_fail_together_once_an_hour(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    def one(number: int) -> RunSummary:
+        bad = {f"{number}-{n}": b"bad %d %d" % (number, n) for n in range(6)}
+        upload(storage, settings, **bad)
+        made = plan()
+        score_all(made, settings, storage, engine)
+        return finish_run(made.run_id, settings)
+
+    one(0)
+    with pytest.raises(FailureBudgetError, match="12 of 12 uploads of a day"):
+        one(1)
+    one(2)
+    rows(settings, "UPDATE scoring_run SET finished_at = now() - interval '2 hours' RETURNING id")
+    upload(storage, settings, good=picture())
+    made = plan()
+    score_all(made, settings, storage, engine)
+    assert finish_run(made.run_id, settings).quarantined == 0, "a good run fails for no others"
+    with pytest.raises(FailureBudgetError, match="24 of 25 uploads of a day"):
+        one(3)
+
+
+def test_what_is_judged_several_times_a_day_counts_once(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, **{f"n{n}": b"bad %d" % n for n in range(6)})
+    for _ in range(3):
+        made = plan()
+        assert made.planned == 6
+        score_all(made, settings, storage, engine)
+        finish_run(made.run_id, settings)
+        rows(settings, "UPDATE ledger SET stale = true RETURNING id")
+        rows(settings, "UPDATE upload SET pending = true RETURNING id")
 
 
 def test_a_server_that_fails_is_not_an_outcome(

@@ -1,12 +1,13 @@
 """What a run is about, and how it is cut into shards."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from gun_detection.database import open_session
-from gun_detection.errors import NotFoundError
+from gun_detection.errors import NotFoundError, SettingsError
 from gun_detection.release.registry import publish
 from gun_detection.scoring.plan import Plan, Survey, cut
 from gun_detection.scoring.sources import Source
@@ -33,6 +34,17 @@ def test_a_survey_counts_before_anything_is_opened(
     assert count(settings, "scoring_run") == 1
     assert found.seconds is not None
     assert found.seconds > 0
+
+
+def test_what_the_watcher_noted_is_planned_without_listing(
+    surveyed: Surveyed, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, a=picture(1))
+    surveyed()
+    upload(storage, settings, b=picture(2))
+    found, _ = surveyed(listing=False)
+    assert (found.listed, found.waiting, found.planned) == (None, 1, 1)
+    assert "listed" not in survey_text(asdict(found))
 
 
 def test_the_first_survey_knows_no_time(surveyed: Surveyed) -> None:
@@ -101,6 +113,16 @@ def test_planning_a_run_again_gives_the_plan_that_was_made(
     assert again.planned == 1
 
 
+def test_a_run_that_would_lose_what_the_champion_finds_is_not_opened(
+    plan: Planned, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, a=b"x")
+    with pytest.raises(SettingsError, match=r"0\.5, is below GUN_DETECTION_SCORE_FLOOR \(0\.6\)"):
+        plan(settings=settings.model_copy(update={"score_floor": 0.6}))
+    assert count(settings, "scoring_run") == 0
+    assert plan().planned == 1
+
+
 def test_a_prefix_is_taken_literally(plan: Planned, settings: Settings, storage: Storage) -> None:
     upload(storage, settings, **{"a%/x": b"1", "ab/x": b"2", "a_/x": b"3"})
     assert plan(prefix="a%/", bucket=settings.uploads_bucket).planned == 1
@@ -139,7 +161,7 @@ def test_history_is_scored_again_only_where_another_model_did(
     with open_session(settings) as session:
         newer = publish(random_model(1), settings, storage, session)
     found, _ = surveyed(kind="rescore", model=newer)
-    assert (found.outdated, found.planned, found.listed) == (2, 2, 0)
+    assert (found.outdated, found.planned, found.listed) == (2, 2, None)
     assert plan(model=newer).planned == 1, "what is new is no history"
     capped = settings.model_copy(update={"rescore_images": 1})
     made = plan(kind="rescore", model=newer, settings=capped)

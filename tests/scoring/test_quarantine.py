@@ -4,10 +4,14 @@ import csv
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from gun_detection import stages
+from gun_detection.database import open_session
+from gun_detection.errors import GunDetectionError, ServiceUnavailableError, SettingsError
 from gun_detection.scoring.plan import Plan
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -82,3 +86,80 @@ def test_an_export_names_files_by_their_bytes_alone(
         table = {row["key"]: row for row in csv.DictReader(file)}
     assert table[r"'=cmd\nnext"]["reason"] == "NOT_IMAGE"
     assert table["empty.jpg"]["file"] == ""
+
+
+def denied(where: str) -> SettingsError:
+    return SettingsError(f"{where}: access denied", reason="ACCESS_DENIED")
+
+
+@pytest.fixture
+def fail(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the reading of these keys (none: of all) fail from here on."""
+
+    def failing(error: GunDetectionError, *keys: str) -> None:
+        def get(self: Storage, bucket: str, key: str, **options: Any) -> bytes:
+            if not keys or key in keys:
+                raise error
+            return real(self, bucket, key, **options)
+
+        monkeypatch.setattr(Storage, "get", get)
+
+    real = Storage.get
+    return failing
+
+
+def has_reason(settings: Settings, key: str, reason: str) -> None:
+    with open_session(settings) as session:
+        session.execute(
+            text(
+                "UPDATE ledger SET reason = :reason FROM upload u "
+                "WHERE u.id = upload_id AND u.key = :key"
+            ),
+            {"reason": reason, "key": key},
+        )
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        ("ACCESS_DENIED", denied("a")),
+        ("UNREADABLE", ServiceUnavailableError("the S3 server answered 500")),
+        ("NOT_IMAGE", denied("a")),
+    ],
+)
+def test_an_export_goes_on_after_an_object_that_cannot_be_had(
+    settings: Settings,
+    fail: Callable[..., None],
+    tmp_path: Path,
+    reason: str,
+    error: GunDetectionError,
+) -> None:
+    has_reason(settings, "words.jpg", reason)
+    fail(error, "words.jpg")
+    result = stages.export_quarantine(settings, tmp_path / "out")
+    assert (result["rows"], result["files"], result["gone"]) == (3, 2, 1)
+    with (tmp_path / "out" / "quarantine.csv").open(newline="") as file:
+        files = {row["key"]: row["file"] for row in csv.DictReader(file)}
+    assert files["words.jpg"] == ""
+    assert files["empty.jpg"] == hashlib.sha256(b"").hexdigest()
+
+
+def test_an_export_ends_when_the_server_is_away(
+    settings: Settings, fail: Callable[..., None], tmp_path: Path
+) -> None:
+    fail(ServiceUnavailableError("the server is away"))
+    with pytest.raises(ServiceUnavailableError, match="away"):
+        stages.export_quarantine(settings, tmp_path / "out")
+
+
+@pytest.mark.parametrize("error", [denied("all"), ServiceUnavailableError("the server is away")])
+def test_an_export_without_any_file_says_why(
+    settings: Settings, fail: Callable[..., None], tmp_path: Path, error: GunDetectionError
+) -> None:
+    for key in keys(settings):
+        has_reason(settings, key, "ACCESS_DENIED")
+    fail(error)
+    with pytest.raises(type(error), match=error.message):
+        stages.export_quarantine(settings, tmp_path / "out")
+    with (tmp_path / "out" / "quarantine.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3

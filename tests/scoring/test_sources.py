@@ -38,6 +38,11 @@ def test_each_bucket_has_its_own_settings(tmp_path: Path) -> None:
         ("buckets: []", "buckets: List should have at least 1 item"),
         ("buckets: [{bucket: a, prefx: b}]", r"buckets\.0\.prefx: Extra inputs"),
         ("buckets: [{bucket: a, days: 0}]", r"buckets\.0\.days"),
+        (
+            "buckets: [{bucket: a, partitions: '%Y/%m/%d/%H%M/'}]",
+            r"buckets\.0\.partitions: .*'%Y/%m/%d/%H%M/' differs within an hour",
+        ),
+        ("buckets: [{bucket: a, partitions: '%H:%f/'}]", "differs within an hour"),
         ("- just a list", "the whole"),
         ("buckets: [", "cannot be read"),
         ("buckets: [{bucket: a}, {bucket: a, prefix: x/}]", "prefixes that overlap"),
@@ -80,6 +85,24 @@ def test_days_are_listed_up_to_tomorrow() -> None:
     assert source.prefixes(now, now) == source.prefixes(now)
     monthly = Source(bucket="b", partitions="%Y-%m/", days=2)
     assert monthly.prefixes(now) == ["2026-02/", "2026-03/"]
+
+
+def test_partitions_by_the_hour_are_listed_for_whole_days() -> None:
+    source = Source(bucket="b", prefix="frames/", partitions="%Y/%m/%d/%H/", days=1)
+    now = datetime(2026, 11, 26, 3, 0, tzinfo=UTC)
+
+    def hours(*days: int) -> list[str]:
+        return [f"frames/2026/11/{day}/{hour:02}/" for day in days for hour in range(24)]
+
+    assert source.prefixes(now) == hours(26, 27)
+    before = datetime(2026, 11, 24, 23, 0, tzinfo=UTC)
+    assert source.prefixes(now, before) == hours(24, 25, 26, 27)
+
+
+def test_what_came_between_two_listings_around_midnight_is_listed() -> None:
+    source = Source(bucket="b", partitions="%d/", days=1)
+    before = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
+    assert source.prefixes(before.replace(day=2, hour=0), before) == ["01/", "02/", "03/"]
 
 
 SOURCES = [

@@ -3,13 +3,17 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
+from gun_detection.database import open_session
+from gun_detection.scoring import watch
+from gun_detection.scoring.listing import _alone
 from gun_detection.scoring.plan import Plan
 from gun_detection.scoring.watch import News, look, told
 from gun_detection.settings import Settings
@@ -68,6 +72,33 @@ def test_what_a_run_has_taken_on_is_no_news(
     assert waiting(settings) == 1
 
 
+def test_what_runs_have_taken_on_is_found_in_one_pass(
+    plan: Any, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, a=picture())
+    plan()
+    # Plans that go through all ids for each upload take a minute or more.
+    arguments = {"buckets": [settings.uploads_bucket], "bucket": settings.uploads_bucket}
+    with open_session(settings) as session:
+        for statement in (
+            """
+            INSERT INTO upload (bucket, key, etag, size, uploaded_at)
+            SELECT :bucket, 'k' || number, 'e', 1, now() FROM generate_series(1, 60000) number
+            """,
+            """
+            INSERT INTO shard (run_id, number, upload_ids)
+            SELECT r.id, 1 + u.id % 100, array_agg(u.id) FROM upload u, scoring_run r
+            WHERE u.id <= 50000 GROUP BY 1, 2
+            """,
+            "ANALYZE upload, shard, scoring_run",
+            "SET LOCAL work_mem = '64kB'",
+            "SET LOCAL statement_timeout = '10s'",
+        ):
+            session.execute(text(statement), arguments)
+        [row] = session.execute(text(watch._UNTOLD), arguments)
+    assert (row.waiting, row.upto) == (10_001, 60_001)
+
+
 def test_without_a_champion_nobody_is_told(settings: Settings, storage: Storage) -> None:
     upload(storage, settings, a=b"1")
     assert look(settings) is None
@@ -98,10 +129,12 @@ def test_a_source_can_be_left_unwatched(
 
 
 class Queue:
-    """A server that speaks the JSON protocol of SQS; `messages` are those not deleted yet."""
+    """A server that speaks the JSON protocol of SQS; `messages` are those not deleted yet, `seen`
+    those that were given out, and are not again before their visibility timeout."""
 
     def __init__(self) -> None:
         self.messages: dict[str, str] = {}
+        self.seen: set[str] = set()
         queue = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -131,7 +164,9 @@ class Queue:
         self.messages[f"handle-{len(self.messages)}"] = text
 
     def ReceiveMessage(self, asked: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        first = list(self.messages.items())[: asked["MaxNumberOfMessages"]]
+        visible = [item for item in self.messages.items() if item[0] not in self.seen]
+        first = visible[: asked["MaxNumberOfMessages"]]
+        self.seen |= {handle for handle, _ in first}
         return {
             "Messages": [
                 {
@@ -155,6 +190,24 @@ def queue() -> Iterator[Queue]:
     made = Queue()
     yield made
     made.close()
+
+
+@pytest.fixture
+def watched(settings: Settings, queue: Queue, tmp_path: Path) -> Callable[..., Settings]:
+    """Settings where the uploads bucket, and others that are named, have the queue."""
+
+    def make(*others: str) -> Settings:
+        path = tmp_path / "sources.yaml"
+        path.write_text(
+            "buckets:\n"
+            + "".join(
+                f"  - {{bucket: {bucket}, queue: '{queue.url}'}}\n"
+                for bucket in (settings.uploads_bucket, *others)
+            )
+        )
+        return settings.model_copy(update={"sources_file": path})
+
+    return make
 
 
 def event(bucket: str, key: str, name: str = "ObjectCreated:Put", size: int = 5) -> dict[str, Any]:
@@ -199,6 +252,71 @@ def test_a_queue_of_events_tells_of_uploads_without_a_listing(
     assert len(noted) == 27
 
 
+def bridged(bucket: str, key: str, kind: str = "Object Created", size: int = 5) -> dict[str, Any]:
+    return {
+        "version": "0",
+        "detail-type": kind,
+        "source": "aws.s3",
+        "time": "2026-02-03T04:05:06Z",
+        "detail": {
+            "bucket": {"name": bucket},
+            "object": {"key": key, "size": size, "etag": "0123456789abcdef"},
+        },
+    }
+
+
+def test_events_by_way_of_eventbridge_tell_of_uploads(
+    champion: object,
+    settings: Settings,
+    queue: Queue,
+    watched: Callable[..., Settings],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bucket = settings.uploads_bucket
+    deleted = bridged(bucket, "gone.jpg", "Object Deleted")
+    del deleted["detail"]["object"]["size"]
+    for body in (
+        bridged(bucket, "a+b%2Bé.jpg"),
+        {"Type": "Notification", "Message": json.dumps(bridged(bucket, "by-sns.jpg"))},
+        deleted,
+        bridged(bucket, "a.jpg", "Object Tags Added"),
+        bridged("another-bucket", "x.jpg"),
+        bridged(bucket, "folder/", size=0),
+        {"Service": "Amazon S3", "Event": "s3:TestEvent"},
+    ):
+        queue.send(body)
+    assert waiting(watched()) == 2
+    assert queue.messages == {}
+    assert rows(settings, "SELECT key, size, etag, uploaded_at::text FROM upload ORDER BY key") == [
+        (key, 5, "0123456789abcdef", "2026-02-03 04:05:06+00")
+        for key in ("a+b%2Bé.jpg", "by-sns.jpg")
+    ]
+    assert "no S3 event" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"detail-type": "EC2 Instance State-change Notification", "detail": {"state": "stopped"}},
+        {"detail-type": "Object Created", "detail": {}},
+        {"Event": "another"},
+    ],
+)
+def test_a_message_that_is_no_event_is_logged_and_let_go(
+    champion: object,
+    queue: Queue,
+    watched: Callable[..., Settings],
+    body: object,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    queue.send(body)
+    assert look(watched()) is None
+    assert queue.messages == {}
+    assert "is no S3 event" in caplog.text
+    assert json.dumps(body)[:40] in caplog.text
+
+
 def test_sources_that_share_a_queue_take_no_messages_from_each_other(
     champion: object, settings: Settings, queue: Queue, tmp_path: Path
 ) -> None:
@@ -217,15 +335,89 @@ def test_sources_that_share_a_queue_take_no_messages_from_each_other(
 
 
 def test_messages_stay_until_their_uploads_are_noted(
-    champion: object, settings: Settings, queue: Queue, tmp_path: Path
+    champion: object, settings: Settings, queue: Queue, watched: Callable[..., Settings]
 ) -> None:
     queue.send(event(settings.uploads_bucket, "a.jpg"))
-    path = tmp_path / "sources.yaml"
-    path.write_text(f"buckets: [{{bucket: {settings.uploads_bucket}, queue: '{queue.url}'}}]")
     url = settings.database_url.get_secret_value().rpartition("/")[0]  # type: ignore[union-attr]
-    broken = settings.model_copy(
-        update={"sources_file": path, "database_url": type(settings.database_url)(url + "/gone")}
+    broken = watched().model_copy(
+        update={"database_url": type(settings.database_url)(url + "/gone")}
     )
     with pytest.raises(Exception, match="gone"):
         look(broken)
     assert len(queue.messages) == 1
+
+
+def test_while_a_bucket_is_listed_its_queue_is_left_alone(
+    champion: object,
+    settings: Settings,
+    storage: Storage,
+    queue: Queue,
+    watched: Callable[..., Settings],
+) -> None:
+    queue.send(event(settings.uploads_bucket, "a.jpg"))
+    storage.ensure_bucket("listed-bucket")
+    storage.put("listed-bucket", "b.jpg", b"b")
+    with_queue = watched()
+    assert with_queue.sources_file is not None
+    with with_queue.sources_file.open("a") as file:
+        file.write("  - {bucket: listed-bucket}\n")
+    with _alone(settings.uploads_bucket, settings, wait=True):
+        # In a thread, as a look that waits for the listing would wait for this test.
+        found: list[News | None] = []
+        looking = threading.Thread(target=lambda: found.append(look(with_queue)))
+        looking.start()
+        looking.join(20)
+        assert not looking.is_alive(), "it waits for the listing"
+    looking.join()
+    assert found[0] is not None
+    assert found[0].waiting == {"listed-bucket": 1}
+    assert queue.seen == set(), "read in vain a few times, a message is lost"
+    assert waiting(with_queue) == 1
+    assert queue.messages == {}
+
+
+def test_a_bucket_that_is_listed_holds_up_no_other_of_its_queue(
+    champion: object, settings: Settings, queue: Queue, watched: Callable[..., Settings]
+) -> None:
+    for bucket in (settings.uploads_bucket, "other-bucket"):
+        queue.send(event(bucket, "a.jpg"))
+    sharing = watched("other-bucket")
+    with _alone(settings.uploads_bucket, settings, wait=True):
+        news = look(sharing)
+    assert news is not None
+    assert news.waiting == {"other-bucket": 1}
+    assert list(queue.messages) == ["handle-0"]
+    queue.seen.clear()
+    assert waiting(sharing) == 1
+    assert queue.messages == {}
+
+
+def test_a_queue_that_never_ends_is_left_after_a_while(
+    champion: object,
+    settings: Settings,
+    queue: Queue,
+    watched: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "_DRAIN_SECONDS", 0.1)
+    for number in range(2000):
+        queue.send(event(settings.uploads_bucket, f"{number}.jpg"))
+    first = look(watched())
+    assert first is not None
+    assert first.more
+    assert first.waiting[settings.uploads_bucket] == 2000 - len(queue.messages) < 2000
+    monkeypatch.undo()
+    last = look(watched())
+    assert last == News({settings.uploads_bucket: 2000}, last.upto if last else {}, more=False)
+
+
+def test_a_queue_that_holds_more_is_told_of_without_any_upload(
+    champion: object,
+    queue: Queue,
+    watched: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "_DRAIN_SECONDS", 0.0)
+    for number in range(20):
+        queue.send(event("another-bucket", f"{number}.jpg"))
+    assert look(watched()) == News({}, {}, more=True)
