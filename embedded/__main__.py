@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from embedded.config import load_platform
-from embedded.environment import owned_environment, program_folder
+from embedded.environment import direct_addresses, owned_environment, program_folder
 from embedded.stack import Stack
 from embedded.supervision import NAME as SUPERVISOR
 from gun_detection.errors import GunDetectionError, explain_os_error
@@ -153,7 +153,8 @@ def env() -> None:
         "PREDICT_URL": stack.platform.predict_url,
         "PREDICT_KEY": stack.platform.credentials.predict_key,
     }
-    for name, value in (owned_environment(stack.platform, stack.postgres) | predict).items():
+    owned = owned_environment(stack.platform, stack.postgres)
+    for name, value in (owned | direct_addresses() | predict).items():
         print(f"export {name}={shlex.quote(value)}")
     path = os.pathsep.join([str(program_folder()), "${PATH}"])
     print(f'export PATH="{path}"')
@@ -172,6 +173,8 @@ def demo() -> None:
 
 
 def main() -> None:
+    # This process uses the platform's servers, too.
+    os.environ.update(direct_addresses())
     try:
         app()
     except GunDetectionError as error:

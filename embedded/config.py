@@ -22,6 +22,8 @@ USERS = {"admin": "admin", "operator": "op", "reviewer": "user", "viewer": "view
 MINIMUM_FREE_BYTES = 2**30
 # The kernel takes 107 bytes for the path of a socket; the supervisor adds its process id.
 _LONGEST_SOCKET_PATH = 90
+# Not `TMPDIR`: a shell with another one would find nothing that runs.
+_SHORT_FOLDER = Path("/tmp")
 
 
 class PlatformError(TerminalError):
@@ -175,7 +177,7 @@ class Platform:
         if len(os.fsencode(inside / "supervisor.sock")) <= _LONGEST_SOCKET_PATH:
             return inside
         name = hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"gun-detection-{name}"
+        return _SHORT_FOLDER / f"gun-detection-{name}"
 
     @property
     def airflow_url(self) -> str:
@@ -224,8 +226,7 @@ def load_platform() -> Platform:
     if not credentials_file.exists():
         # Of two that start at once, one wins and both read the same.
         write_private(credentials_file, json.dumps(asdict(Credentials()), indent=2), keep=True)
-    ports_file = directory / "ports.json"
-    ports = Ports.choose(_read(ports_file) if ports_file.exists() else {})
+    ports = Ports.choose(remembered_ports(directory))
     credentials = Credentials(**_read(credentials_file))
     # Secrets that a platform of an earlier version lacks are made once, too.
     write_private(credentials_file, json.dumps(asdict(credentials), indent=2))
@@ -234,6 +235,12 @@ def load_platform() -> Platform:
         private_folder(directory / folder)
     private_folder(platform.sockets)
     return platform
+
+
+def remembered_ports(directory: Path) -> dict[str, int]:
+    """The ports of the last start, none before the first."""
+    file = directory / "ports.json"
+    return _read(file) if file.exists() else {}
 
 
 def remember_ports(platform: Platform) -> None:

@@ -17,6 +17,7 @@ UPLOADS_BUCKET = "uploads"
 # What the services take over from the shell that called `up`, beside settings of their own.
 _PASSED_PREFIXES = (PREFIX, "AIRFLOW_CONN_", "AIRFLOW_VAR_", "AIRFLOW__", "KAGGLE_", "CUDA_")
 _PASSED_NAMES = (
+    "ALL_PROXY",
     "HOME",
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -29,10 +30,11 @@ _PASSED_NAMES = (
     "SSL_CERT_DIR",
     "SSL_CERT_FILE",
     "USER",
+    "all_proxy",
     "http_proxy",
     "https_proxy",
 )
-_DIRECT = "127.0.0.1,localhost"
+_DIRECT = (HOST, "localhost")
 
 
 def library_environment(platform: Platform, server: PostgresServer) -> dict[str, str]:
@@ -110,11 +112,21 @@ def service_environment(platform: Platform, server: PostgresServer) -> dict[str,
         name: value
         for name, value in os.environ.items()
         if name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES)
+        # What SOCKS needs is not installed: Airflow's clients would fail, even for this machine.
+        if not (name.upper() == "ALL_PROXY" and value.startswith("socks"))
     }
-    # A proxy for the internet is none for the platform's own servers.
-    direct = {"NO_PROXY": _DIRECT, "no_proxy": _DIRECT}
     path = os.pathsep.join([str(program_folder()), "/usr/local/bin", "/usr/bin", "/bin"])
-    return passed | direct | {"PATH": path} | owned_environment(platform, server)
+    return passed | direct_addresses() | {"PATH": path} | owned_environment(platform, server)
+
+
+def direct_addresses() -> dict[str, str]:
+    """`NO_PROXY` with this machine in it: a proxy for the internet is none for our own servers."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    # A star means everything, but only where it stands alone.
+    if names != ["*"]:
+        names += [name for name in _DIRECT if name not in names]
+    return dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(names))
 
 
 def program_folder() -> Path:

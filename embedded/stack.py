@@ -14,7 +14,14 @@ from typing import Protocol
 
 from embedded import postgres, seaweedfs
 from embedded.airflow import Airflow, airflow_services
-from embedded.config import Platform, PlatformError, check_disk, check_port, remember_ports
+from embedded.config import (
+    Platform,
+    PlatformError,
+    check_disk,
+    check_port,
+    remember_ports,
+    remembered_ports,
+)
 from embedded.environment import (
     AIRFLOW_DATABASE,
     DATA_BUCKET,
@@ -30,7 +37,7 @@ from embedded.processes import Service, code_revision
 from embedded.supervision import ALIVE, ProcessState, Supervisor
 from embedded.tensorboard import tensorboard_service
 from gun_detection.errors import ServiceUnavailableError
-from gun_detection.settings import Settings
+from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
 
 # Where the data of PostgreSQL lies when root starts the platform, one folder for each.
@@ -96,13 +103,7 @@ class Stack:
     @property
     def settings(self) -> Settings:
         """The library's settings inside the platform, whatever this process has in its own."""
-        return Settings.model_validate(
-            {
-                name.removeprefix("GUN_DETECTION_").lower(): value
-                for name, value in self.environment.items()
-                if name.startswith("GUN_DETECTION_")
-            }
-        )
+        return load_settings(self.environment)
 
     def airflow(self, user: str = "admin") -> Airflow:
         """A client of Airflow's REST API; to be closed."""
@@ -112,6 +113,8 @@ class Stack:
     def up(self, report: Report, *, attached: bool = False) -> bool:
         """Start what does not run; False when everything ran already and nothing had changed."""
         with self._lock():
+            # What the services would refuse is refused before anything is stopped.
+            load_settings(self.environment)
             self._check_room()
             fresh = not self.supervisor.running()
             changed = self._prepare(fresh)
@@ -169,20 +172,30 @@ class Stack:
         check_disk(self.postgres.folder)
 
     def _prepare(self, fresh: bool) -> list[str]:
-        """Bring the supervisor's groups up to date and see that their ports are free."""
-        changed = []
+        """Bring the supervisor's groups up to date; the names of those that changed."""
         if fresh:
             self.supervisor.clean()
-        else:
-            changed = self.supervisor.update()
-        states = self.supervisor.states()
-        seaweedfs.check_sockets(self.seaweedfs)
-        for service in self._services():
-            if service.name not in states or states[service.name].state not in ALIVE:
-                for name in service.ports:
-                    check_port(name, getattr(self.platform.ports, name))
+        # A mistake must not stop what runs: whatever can be wrong is looked at first.
+        self._check_ports()
+        changed = [] if fresh else self.supervisor.update()
         remember_ports(self.platform)
         return changed
+
+    def _check_ports(self) -> None:
+        """Raise `PlatformError` for a port that neither is free nor belongs to this platform."""
+        states = self.supervisor.states()
+        before = remembered_ports(self.platform.directory)
+        own = {
+            before.get(name)
+            for service in self._services()
+            if service.name in states and states[service.name].state in ALIVE
+            for name in service.ports
+        }
+        seaweedfs.check_sockets(self.seaweedfs)
+        for name in (name for service in self._services() for name in service.ports):
+            port = getattr(self.platform.ports, name)
+            if port not in own:
+                check_port(name, port)
 
     def _start_servers(self, report: Report) -> None:
         with report("PostgreSQL"):

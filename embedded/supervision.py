@@ -22,6 +22,9 @@ ALIVE = frozenset({"STARTING", "RUNNING", "BACKOFF"})
 # They end their children themselves: those of PostgreSQL are not to be interrupted one by one, and
 # requests under way still need the decoders of the predict service.
 _STOPPED_ALONE = frozenset({"postgres", "predict"})
+# A service whose disk is full, say, comes back when there is room again, without `up`. The pause
+# grows by a second with each try: it is seven minutes after a day.
+_TRIES = 1_000_000
 _NOT_RUNNING = (ConnectionError, FileNotFoundError, http.client.HTTPException, TimeoutError)
 
 
@@ -104,12 +107,15 @@ class Supervisor:
         return sorted({*added, *changed, *removed})
 
     def start_group(self, group: str) -> None:
-        """Start those services of the group that do not run."""
+        """Start those services of the group that do not run, also those that wait to be tried."""
         states = self.states()
         with self._rpc() as rpc:
-            for service in self._groups[group]:
-                if states[service.name].state not in ALIVE:
-                    rpc.startProcess(f"{group}:{service.name}", False)
+            for name in (service.name for service in self._groups[group]):
+                waits = states[name].state == "BACKOFF"
+                if waits:
+                    rpc.stopProcess(f"{group}:{name}")
+                if waits or states[name].state not in ALIVE:
+                    rpc.startProcess(f"{group}:{name}", False)
 
     def stop(self) -> bool:
         """Stop everything, services first, and wait for it; False when nothing ran."""
@@ -183,7 +189,7 @@ environment=REVISION="{revision(service, self._folder)}"
 autostart=false
 autorestart=true
 startsecs=3
-startretries=30
+startretries={_TRIES}
 stopsignal={service.stop_signal.name.removeprefix("SIG")}
 stopwaitsecs={service.patience}
 stopasgroup={as_group}

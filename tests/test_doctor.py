@@ -12,9 +12,9 @@ from gun_detection.settings import Settings
 @pytest.mark.parametrize(
     ("url", "detail"),
     [
-        ("postgres://user:hidden@host/name", "NoSuchModuleError"),
+        ("postgres://user:hidden@127.0.0.1:9/name", "PostgreSQL at 127.0.0.1:9"),
         ("postgresql+psycopg2://user:hid/den@a:hidden@host/name", "GUN_DETECTION_DATABASE_URL"),
-        ("hidden", "ArgumentError"),
+        ("hidden", "GUN_DETECTION_DATABASE_URL"),
     ],
 )
 def test_what_is_wrong_hides_no_other_check_and_shows_no_password(

@@ -33,6 +33,21 @@ def test_a_wrong_variable_is_named(
         load_settings()
 
 
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"GUN_DETECTION_{name.upper()}", "")
+    assert load_settings() == Settings() == Settings.model_construct()
+
+
+def test_another_environment_wins_over_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUN_DETECTION_UPLOADS_BUCKET", "mine")
+    monkeypatch.setenv("GUN_DETECTION_WATCH_SECOND", "5")
+    assert load_settings({"GUN_DETECTION_UPLOADS_BUCKET": "theirs"}).uploads_bucket == "theirs"
+    for name, value in (("WATCH_SECOND", "5"), ("WATCH_SECONDS", "often")):
+        with pytest.raises(SettingsError, match=f"GUN_DETECTION_{name}"):
+            load_settings({f"GUN_DETECTION_{name}": value})
+
+
 def test_secrets_are_in_neither_messages_nor_representations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

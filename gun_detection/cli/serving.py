@@ -90,14 +90,21 @@ def rotate(
     overlap_days: Annotated[
         int, typer.Option(min=0, help="How long the key before stays valid.")
     ] = 7,
-    days: Days = None,
+    days: Annotated[
+        int | None,
+        typer.Option(min=0, help="Days until its last one; as many as before by default."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new key of the same name and scopes; the one before ends soon."""
     from gun_detection.serving.keys import keys_file, rotate_key
 
-    secret = rotate_key(keys_file(load_settings()), name, overlap_days, days)
-    show({"key": secret}, as_json, "Keep the key now: it cannot be shown again.")
+    secret, key = rotate_key(keys_file(load_settings()), name, overlap_days, days)
+    show(
+        {"key": secret, "last_day": str(key.end) if key.end else "never ends"},
+        as_json,
+        "Keep the key now: it cannot be shown again.",
+    )
 
 
 @keys.command()

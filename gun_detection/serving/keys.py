@@ -1,7 +1,8 @@
 """API keys: only their hashes are kept, each with scopes and a day on which it ends.
 
 An entry is one word, `name:scopes:end:sha256`, with scopes joined by `+` and `never` or the last
-day (UTC) as its end. A key holds 256 random bits, so that a plain hash of it cannot be turned back.
+day (UTC) as its end; one that ends has `:` and the day on which it was made after it. A key holds
+256 random bits, so that a plain hash of it cannot be turned back.
 """
 
 import fcntl
@@ -30,37 +31,54 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is kept of a key: `end` is its last day, or None."""
+    """What is kept of a key: `end` is its last day, or None; `made` its first, where it ends."""
 
     name: str
     scopes: frozenset[str]
     end: date | None
     sha256: str
+    made: date | None = None
 
     @classmethod
     def parse(cls, entry: str) -> Self:
         """Raises `SettingsError`, without the entry in it."""
         parts = entry.split(":")
-        if len(parts) != 4:
+        if len(parts) not in (4, 5):
             raise SettingsError("an API key's entry is not name:scopes:end:sha256")
-        name, scopes, end, sha256 = parts
+        name, scopes, end, sha256, *made = parts
         check_name(name)
         if not _SHA256.fullmatch(sha256):
             raise SettingsError(f"the entry of the API key {name} has no sha256")
-        try:
-            last = None if end == "never" else date.fromisoformat(end)
-        except ValueError:
-            raise SettingsError(
-                f"the API key {name} ends on {end!r}: write YYYY-MM-DD or never"
-            ) from None
-        return cls(name, check_scopes(name, scopes.split("+")), last, sha256)
+        last = None if end == "never" else _day(name, "ends", end, "YYYY-MM-DD or never")
+        first = _day(name, "was made", made[0], "YYYY-MM-DD") if made else None
+        return cls(name, check_scopes(name, scopes.split("+")), last, sha256, first)
 
     def __str__(self) -> str:
         scopes = "+".join(scope for scope in SCOPES if scope in self.scopes)
-        return f"{self.name}:{scopes}:{self.end or 'never'}:{self.sha256}"
+        made = f":{self.made}" if self.made else ""
+        return f"{self.name}:{scopes}:{self.end or 'never'}:{self.sha256}{made}"
 
     def valid(self, today: date) -> bool:
         return self.end is None or today <= self.end
+
+    @property
+    def days(self) -> int | None:
+        """How long it lasts, None for ever; raises `SettingsError` if its entry does not say."""
+        if self.end is None:
+            return None
+        if self.made is None:
+            raise SettingsError(
+                f"the entry of the API key {self.name} does not say on which day it was made: "
+                "say with --days how long the new one lasts"
+            )
+        return (self.end - self.made).days
+
+
+def _day(name: str, what: str, text: str, form: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"the API key {name} {what} on {text!r}: write {form}") from None
 
 
 def check_name(name: str) -> None:
@@ -84,18 +102,20 @@ def today() -> date:
 def new_key(name: str, scopes: Iterable[str], days: int | None) -> tuple[str, Key]:
     """(the key itself, which is never kept, what is kept of it)."""
     secret = new_secret()
-    end = None if days is None else today() + timedelta(days=days)
-    return secret, key_of(secret, name, scopes, end)
+    key = key_of(secret, name, scopes)
+    if days is not None:
+        key = replace(key, end=today() + timedelta(days=days), made=today())
+    return secret, key
 
 
 def new_secret() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
-def key_of(secret: str, name: str, scopes: Iterable[str], end: date | None = None) -> Key:
-    """What is kept of a key; raises `SettingsError` for a bad name or scope."""
+def key_of(secret: str, name: str, scopes: Iterable[str]) -> Key:
+    """What is kept of a key that never ends; raises `SettingsError` for a bad name or scope."""
     check_name(name)
-    return Key(name, check_scopes(name, scopes), end, _digest(secret))
+    return Key(name, check_scopes(name, scopes), None, _digest(secret))
 
 
 def _digest(key: str) -> str:
@@ -172,8 +192,12 @@ def add_key(path: Path, key: Key) -> None:
         keys.append(key)
 
 
-def rotate_key(path: Path, name: str, overlap_days: int, days: int | None) -> str:
-    """A new key of this name and scopes; those before it end in `overlap_days` at the latest."""
+def rotate_key(path: Path, name: str, overlap_days: int, days: int | None) -> tuple[str, Key]:
+    """A new key of this name and scopes, which lasts `days` or as long as the one before it did.
+
+    Those before it end in `overlap_days` at the latest. Raises `NotFoundError` if there is none,
+    and `SettingsError` if it is not known how long the last one was to last.
+    """
     with _changing(path) as keys:
         before = [key for key in keys if key.name == name and key.valid(today())]
         if not before:
@@ -182,9 +206,10 @@ def rotate_key(path: Path, name: str, overlap_days: int, days: int | None) -> st
         for key in before:
             end = last if key.end is None else min(last, key.end)
             keys[keys.index(key)] = replace(key, end=end)
-        secret, made = new_key(name, before[-1].scopes, days)
-        keys.append(made)
-    return secret
+        last_made = before[-1]
+        secret, key = new_key(name, last_made.scopes, last_made.days if days is None else days)
+        keys.append(key)
+    return secret, key
 
 
 def revoke_key(path: Path, name: str) -> int:

@@ -15,8 +15,8 @@ from gun_detection.batching import Batcher
 from gun_detection.database import open_session
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import Engine, detect, shape_class
-from gun_detection.errors import GunDetectionError, ModelError, ReleaseError
-from gun_detection.release.champion import get_model
+from gun_detection.errors import GunDetectionError, ModelError
+from gun_detection.release.champion import get_model, require_storable
 from gun_detection.release.packages import engine_for, open_engine, open_file_engine
 from gun_detection.serving.answers import ModelCard
 from gun_detection.serving.metrics import BATCH, MODEL, STALE
@@ -180,11 +180,7 @@ def _load_file(settings: Settings) -> tuple[ModelCard, Engine]:
 def _card(settings: Settings, name: str, threshold: float, engine: Engine) -> ModelCard:
     if settings.serve_threshold is not None:
         threshold = settings.serve_threshold
-    if threshold < settings.score_floor:
-        raise ReleaseError(
-            f"the threshold {threshold:g} is below GUN_DETECTION_SCORE_FLOOR "
-            f"({settings.score_floor:g}): lower that one"
-        )
+    require_storable(name, threshold, settings)
     return ModelCard(
         model=name,
         architecture="",

@@ -1,4 +1,4 @@
-"""The processes: uvicorn, with a limit on the time that a request's head may take."""
+"""The processes: uvicorn, with a limit on the time that a request's head or an answer may take."""
 
 import asyncio
 import logging
@@ -38,6 +38,8 @@ SHORT_NAMES = {
 }
 _FOLDER = "PREDICT_SERVICE_FOLDER"
 _HEAD_SECONDS = 10.0
+# How long a client may take nothing of its answer.
+_ANSWER_SECONDS = 20.0
 _CONNECTIONS = 1000
 _STOP_SECONDS = 30
 # A process says nothing while it imports and loads.
@@ -50,20 +52,26 @@ _IDLE_SECONDS, _IDLE_SECONDS_OF_PROXIES = 5, 75
 def take_short_names(environment: MutableMapping[str, str] = os.environ) -> None:
     """Give the settings what is set under a short name only."""
     for short, long in SHORT_NAMES.items():
-        if environment.get(short):
-            environment.setdefault(PREFIX + long, environment[short])
+        value = environment.get(short)
+        if value and not environment.get(PREFIX + long):
+            # Other programs write this one in small letters.
+            environment[PREFIX + long] = value.upper() if short == "LOG_LEVEL" else value
 
 
 class Protocol(H11Protocol):
     """Closes a connection whose next request does not begin, or whose head does not end, in time.
 
-    uvicorn alone would wait for ever: a few hundred such connections keep everybody out.
+    So it does with one whose answer is not read. uvicorn alone would wait for ever: a few hundred
+    such connections keep everybody out.
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Writing is paused as soon as anything waits, however little.
+        transport.set_write_buffer_limits(0)
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
@@ -72,7 +80,16 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_answer_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        self._stop_answer_timer()
+        super().resume_writing()
 
     def _expect_head(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
@@ -84,6 +101,21 @@ class Protocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _expect_reading(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._answer_timer = self.loop.call_later(_ANSWER_SECONDS, self._look_at_reading, left)
+
+    def _look_at_reading(self, left: int) -> None:
+        if self.transport.get_write_buffer_size() < left:
+            self._expect_reading()
+        else:
+            self.transport.abort()
+
+    def _stop_answer_timer(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
 
 
 def run(settings: Settings) -> None:

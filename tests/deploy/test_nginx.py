@@ -174,10 +174,12 @@ def wait_for_port(port: int) -> None:
 
 def test_picture_arrives_whole(nginx: Nginx, upstream: Upstream) -> None:
     # Ten million bytes are what the service takes; a form has a little around them.
-    assert nginx.status("POST", "/predict/", bytes(10 * 2**20 + 2**16)) == 200
+    for path in ("/predict/", "/predict"):
+        assert nginx.status("POST", path, bytes(10 * 2**20 + 2**16)) == 200
     assert nginx.status("POST", "/predict/batch", bytes(30 * 2**20)) == 200
     assert [(path, size) for path, _, size in upstream.requests] == [
         ("/predict/", 10 * 2**20 + 2**16),
+        ("/predict", 10 * 2**20 + 2**16),
         ("/predict/batch", 30 * 2**20),
     ]
 
@@ -189,7 +191,11 @@ def test_limits_fit_those_of_the_service(deploy: Path) -> None:
     picture = settings["serve_max_bytes"].default
     batch = picture * settings["serve_batch_images"].default
     # At least what the service takes with 64 KiB for the form, and at most 1 MiB more.
-    for path, expected in (("/predict/", picture), ("/predict/batch", batch)):
+    for path, expected in (
+        ("/predict/", picture),
+        ("/predict", picture),
+        ("/predict/batch", batch),
+    ):
         assert expected + 2**16 <= int(sizes[path]) * 2**20 <= expected + 2**20, path
     (waited,) = re.findall(r"proxy_read_timeout (\d+)s;", text)
     assert int(waited) > settings["serve_timeout"].default

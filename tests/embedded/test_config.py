@@ -2,6 +2,7 @@ import json
 import os
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,9 @@ def test_sockets_of_a_deep_folder_get_a_short_path(
     monkeypatch.setattr(config, "_LONGEST_SOCKET_PATH", 10)
     short = load_platform().sockets
     assert tmp_path not in short.parents
+    # From every shell the same.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert load_platform().sockets == short
     assert stat.S_IMODE(short.stat().st_mode) == 0o700
     short.rmdir()
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from urllib.request import proxy_bypass_environment
 
 import pytest
 
+import embedded.__main__
 from embedded.config import REPOSITORY, Ports, port_variable
 
 
@@ -65,6 +67,25 @@ def test_the_environment_is_for_a_shell(variables: dict[str, str], directory: Pa
         str(directory / "airflow"),
         str(Path(sys.executable).with_name("airflow")),
     ]
+
+
+def test_the_shell_reaches_the_platform_behind_a_proxy(variables: dict[str, str]) -> None:
+    variables |= {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "corp.example", "no_proxy": ""}
+    exports = _run(variables, "env").stdout.splitlines()
+    for name in ("NO_PROXY", "no_proxy"):
+        assert f"export {name}=corp.example,127.0.0.1,localhost" in exports
+
+
+def test_commands_reach_the_platform_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    seen = []
+    monkeypatch.setattr(
+        embedded.__main__, "app", lambda: seen.append(proxy_bypass_environment("127.0.0.1"))
+    )
+    embedded.__main__.main()
+    assert seen == [True]
 
 
 def test_the_library_takes_what_the_environment_sets(variables: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from gun_detection.errors import NotFoundError, SettingsError
+from gun_detection.serving import keys as serving_keys
 from gun_detection.serving.keys import (
     Key,
     KeyRing,
@@ -57,6 +58,7 @@ def test_key_ends_with_its_last_day() -> None:
     assert key.valid(day)
     assert not key.valid(day + timedelta(days=1))
     assert Key.parse(str(key)) == key
+    assert str(Key.parse(f"{key}:2026-01-01")) == f"{key}:2026-01-01"
 
 
 def test_ended_key_opens_nothing(path: Path) -> None:
@@ -71,7 +73,7 @@ def test_ended_key_opens_nothing(path: Path) -> None:
 def test_rotation_lets_both_keys_in_for_a_while(path: Path) -> None:
     before, key = new_key("x", ["predict", "store"], None)
     add_key(path, key)
-    after = rotate_key(path, "x", overlap_days=7, days=90)
+    after, _ = rotate_key(path, "x", overlap_days=7, days=90)
     keys = ring(path)
     old, new = keys.find(before), keys.find(after)
     assert old is not None
@@ -83,6 +85,31 @@ def test_rotation_lets_both_keys_in_for_a_while(path: Path) -> None:
     found = ring(path).find(before)
     assert found is not None
     assert found.end == old.end
+
+
+def test_rotated_key_lasts_as_long_as_the_one_before(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_key(path, new_key("camera", ["predict"], 90)[1])
+    add_key(path, new_key("other", ["predict"], None)[1])
+    # It is rotated shortly before its end, and again before the old one has ended.
+    later = today() + timedelta(days=85)
+    monkeypatch.setattr(serving_keys, "today", lambda: later)
+    for _ in range(2):
+        secret, key = rotate_key(path, "camera", overlap_days=7, days=None)
+        assert key.end == later + timedelta(days=90)
+        assert ring(path).find(secret) == key
+    assert rotate_key(path, "other", overlap_days=7, days=None)[1].end is None
+
+
+def test_rotation_asks_how_long_where_the_entry_does_not_say(path: Path) -> None:
+    path.parent.mkdir()
+    entry = f"camera:predict:{today()}:{'0' * 64}\n"
+    path.write_text(entry)
+    with pytest.raises(SettingsError, match=r"camera .* --days"):
+        rotate_key(path, "camera", overlap_days=7, days=None)
+    assert path.read_text() == entry
+    assert rotate_key(path, "camera", overlap_days=7, days=3)[1].days == 3
 
 
 def test_names_are_taken_once_and_found_again(path: Path) -> None:
@@ -104,6 +131,8 @@ def test_names_are_taken_once_and_found_again(path: Path) -> None:
         (f"x:everything:never:{'0' * 64}", "choose from predict, store, metrics"),
         (f"x::never:{'0' * 64}", "choose from"),
         (f"x:predict:tomorrow:{'0' * 64}", "YYYY-MM-DD"),
+        (f"x:predict:never:{'0' * 64}:yesterday", "was made on 'yesterday': write YYYY-MM-DD"),
+        (f"x:predict:never:{'0' * 64}:2026-01-01:", "not name:scopes:end:sha256"),
         (f"../x:predict:never:{'0' * 64}", "no name"),
     ],
 )
@@ -242,7 +271,9 @@ def test_who_may_do_what(guarded: "tuple[Running, Callable[..., Any]]") -> None:
     assert "key=camera" in service.log
     assert predicting not in service.log
 
-    rotated = keys("rotate", "camera", "--overlap-days", 1)["key"]
+    rotation = keys("rotate", "camera", "--overlap-days", 1)
+    assert rotation["last_day"] == "never ends"
+    rotated = rotation["key"]
     time.sleep(1.1)
     assert status("/model", predicting) == status("/model", rotated) == 200
     assert keys("revoke", "camera") == {"revoked": 2}

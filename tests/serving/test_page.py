@@ -3,15 +3,24 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from gun_detection.database import open_session
+from gun_detection.release.champion import promote
+from gun_detection.release.registry import publish
 from gun_detection.serving.keys import new_key
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from tests.conftest import random_model
 from tests.picture_files import saved, scene
-from tests.serving.conftest import THRESHOLD, Running
+from tests.serving.conftest import OPEN, THRESHOLD, Running
 
 Start = Callable[..., Running]
 
@@ -179,4 +188,43 @@ def test_page_asks_for_a_key(browser: Browser, start: Start, weights: Path) -> N
     page.keyboard.press("Enter")
     expect(page.locator("#model")).to_contain_text("random.safetensors")
     expect(page.locator("#key-form")).to_be_hidden()
+    page.close()
+
+
+def test_page_follows_the_champion(
+    browser: Browser, start: Start, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    with open_session(settings) as session:
+        strict, lenient = (
+            publish(replace(random_model(seed), threshold=at), settings, storage, session).id
+            for seed, at in ((1, 0.9), (2, THRESHOLD))
+        )
+    service = start(ready="/health", GUN_DETECTION_SERVE_REFRESH_SECONDS="0.3", **OPEN)
+
+    def make_champion(model: str) -> None:
+        with open_session(settings) as session:
+            promote(session, model, actor="test", reason="a test")
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{service.url}/ready").json().get("model") != model:
+            assert time.monotonic() < deadline, service.log
+            time.sleep(0.05)
+
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(saved(scene(320, 200), "JPEG"))
+    make_champion(strict)
+    page = browser.new_page()
+    page.goto(service.url)
+    expect(page.locator("#model")).to_contain_text(f"{strict}, threshold 90 %")
+    make_champion(lenient)
+    page.set_input_files("#files", [picture])
+    # Its own threshold comes with it.
+    expect(page.locator("#model")).to_contain_text(f"{lenient}, threshold 5 %")
+    expect(page.locator(".summary")).to_contain_text("surest")
+    assert float(page.locator("#threshold").input_value()) == pytest.approx(THRESHOLD)
+    # One that a person chose stays.
+    page.locator("#threshold").fill("0.5")
+    make_champion(strict)
+    page.set_input_files("#files", [picture])
+    expect(page.locator("#model")).to_contain_text(strict)
+    assert float(page.locator("#threshold").input_value()) == pytest.approx(0.5)
     page.close()

@@ -1,14 +1,23 @@
-"""How the service is set up: short names of settings, origins, what is refused at the start."""
+"""How the service is set up: short names of settings, origins, what is refused at the start.
+
+And what becomes of who does not read.
+"""
 
 import os
+import socket
 import subprocess
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI, Response
 
-from gun_detection.serving.server import take_short_names
+from gun_detection.serving import server as serving_server
+from gun_detection.serving.server import Protocol, take_short_names
 from tests.picture_files import saved, scene
 from tests.serving.conftest import OPEN, PROGRAM, Running
 
@@ -21,11 +30,17 @@ def test_short_names_stand_for_settings_that_are_not_set() -> None:
         "CONFIDENCE_THRESHOLD": "0.6",
         "GUN_DETECTION_SERVE_THRESHOLD": "0.7",
         "WORKERS": "",
+        "LOG_LEVEL": "info",
+        "MAX_IMAGE_SIZE": "20kB",
+        "GUN_DETECTION_SERVE_MAX_BYTES": "",
     }
     take_short_names(environment)
     assert environment["GUN_DETECTION_SERVE_MODEL"] == "a.pth"
     assert environment["GUN_DETECTION_SERVE_THRESHOLD"] == "0.7"
     assert "GUN_DETECTION_SERVE_WORKERS" not in environment
+    assert environment["GUN_DETECTION_LOG_LEVEL"] == "INFO"
+    # Empty is not set.
+    assert environment["GUN_DETECTION_SERVE_MAX_BYTES"] == "20kB"
 
 
 def test_service_by_its_short_names(start: Callable[..., Running], weights: Path) -> None:
@@ -102,3 +117,63 @@ def test_damaged_weights_are_refused_at_the_start(tmp_path: Path, weights: Path)
     assert run.returncode == 1
     assert "damaged.safetensors" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def answering(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> "Iterator[tuple[uvicorn.Server, int]]":
+    """A server of long answers with small buffers, and its port."""
+    monkeypatch.setattr(serving_server, "_ANSWER_SECONDS", 1.0)
+    app = FastAPI()
+
+    @app.get("/{size}")
+    async def answer(size: int) -> Response:
+        return Response(bytes(size))
+
+    config = uvicorn.Config(
+        app, http=Protocol, ws="none", loop=request.param, log_config=None, timeout_keep_alive=1
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield server, listening.getsockname()[1]
+        finally:
+            server.force_exit = server.should_exit = True
+            thread.join()
+
+
+def ask(port: int, size: int) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(f"GET /{size} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return connection
+
+
+# The second fits into what uvicorn itself would leave waiting.
+@pytest.mark.parametrize("size", [20_000_000, 40_000])
+def test_who_does_not_read_is_cut_off(answering: "tuple[uvicorn.Server, int]", size: int) -> None:
+    server, port = answering
+    with ask(port, size):
+        time.sleep(0.5)
+        assert len(server.server_state.connections) == 1
+        time.sleep(3)
+        assert len(server.server_state.connections) == 0
+    assert httpx.get(f"http://127.0.0.1:{port}/1").content == bytes(1)
+
+
+def test_who_reads_slowly_gets_everything(answering: "tuple[uvicorn.Server, int]") -> None:
+    _, port = answering
+    size, found = 80_000, b""
+    with ask(port, size) as connection:
+        began = time.monotonic()
+        while len(found.partition(b"\r\n\r\n")[2]) < size:
+            piece = connection.recv(4096)
+            assert piece, len(found)
+            found += piece
+            time.sleep(0.15)
+    assert time.monotonic() - began > 2

@@ -43,9 +43,12 @@ async function askModel() {
     if (response.status === 503) setTimeout(askModel, 5000);
     return;
   }
-  model = await response.json();
+  const answer = await response.json();
+  const former = model;
+  model = answer;
   line.textContent = `Model ${model.model}, threshold ${percent(model.threshold)}, ${model.engine}`;
-  if (threshold === null) setThreshold(model.threshold);
+  // What a person chose stays.
+  if (threshold === null || threshold === former?.threshold) setThreshold(model.threshold);
   find("#threshold").min = model.score_floor;
   find("#storage").textContent = model.stores === "always"
     ? "They are stored and scored again." : "They are looked at and not stored.";
@@ -133,6 +136,8 @@ async function look(card) {
   card.answer = await response.json();
   find(".download", card.element).hidden = !card.bitmap;
   find("details", card.element).hidden = false;
+  // It was replaced since it was asked for.
+  if (model && card.answer.model !== model.model) await askModel();
   if (threshold === null) setThreshold(card.answer.threshold);
   draw(card);
   say(`${card.file.name}: ${find(".summary", card.element).textContent}`);
