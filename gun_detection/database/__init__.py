@@ -1,6 +1,5 @@
 """PostgreSQL through SQLAlchemy 2: sessions, schema check and migrations."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -10,21 +9,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from psycopg2 import ProgrammingError  # type: ignore[import-untyped]
-from psycopg2.extensions import make_dsn  # type: ignore[import-untyped]
-from sqlalchemy import (
-    URL,
-    Connection,
-    Engine,
-    ExceptionContext,
-    create_engine,
-    event,
-    make_url,
-    text,
-)
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.orm import Session
 
+from gun_detection.database.address import parse_address
 from gun_detection.errors import SchemaError, ServiceUnavailableError, SettingsError
 from gun_detection.settings import Settings
 
@@ -32,14 +20,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 # Serialization failure, deadlock, and the classes "connection", "resources", "intervention".
 _TRANSIENT_STATES = ("40001", "40P01", "08", "53", "57")
 _DISK_FULL = "53100"
-# Both are valid where libpq reads them.
-_BACKENDS = ("postgresql", "postgres")
 _UPGRADE_LOCK = 0x67756E73
-# Several hosts with a port each, as libpq reads them: what comes before, the list, the rest.
-_HOST = r"[\w.-]+(?::\d+)?"
-_SEVERAL_HOSTS = re.compile(
-    rf"([\w+]+://(?:[^@]*@)?)({_HOST}(?:,{_HOST})+)((?:/[^@?]*)?(?:\?[^@]*)?)"
-)
 
 
 def open_engine(settings: Settings) -> Engine:
@@ -54,8 +35,7 @@ def open_engine(settings: Settings) -> Engine:
 
 @lru_cache(maxsize=8)
 def _engine(address: str) -> Engine:
-    url = _parse(address)
-    _check_options(url)
+    url = parse_address(address)
     engine = create_engine(url, pool_pre_ping=True)
 
     @event.listens_for(engine, "handle_error")
@@ -74,49 +54,6 @@ def _engine(address: str) -> Engine:
             ) from original
 
     return engine
-
-
-def _parse(address: str) -> URL:
-    """The URL, whatever driver it names: COPY needs ours. What it sets itself stays.
-
-    An error says nothing of the address: where it is malformed, any part may be of the password.
-    """
-    hosts = []
-    if several := _SEVERAL_HOSTS.fullmatch(address):
-        # SQLAlchemy has them among the options.
-        hosts = [("host", host) for host in several[2].split(",")]
-        address = several[1] + (several[3] or "/")
-    try:
-        url = make_url(address).update_query_pairs(hosts, append=True)
-    except (ArgumentError, ValueError):
-        url = None
-    # Of several, the last @ should be the one before the host.
-    if (
-        url is None
-        or "@" in (url.host or "") + (url.database or "")
-        or url.get_backend_name() not in _BACKENDS
-    ):
-        raise SettingsError(
-            "GUN_DETECTION_DATABASE_URL cannot be read: write "
-            "postgresql://user:password@host:port/database, with %40, %3A and %2F for any @, : "
-            "and / in the password"
-        ) from None
-    options = " ".join([*url.normalized_query.get("options", ()), "-c timezone=UTC"])
-    query = {"connect_timeout": "10"} | dict(url.query) | {"options": options}
-    return url.set(drivername="postgresql+psycopg2", query=query)
-
-
-def _check_options(url: URL) -> None:
-    """Raise `SettingsError` for what is of another driver, before it looks like a fault of ours."""
-    try:
-        make_dsn(**url.get_dialect()().create_connect_args(url)[1])
-    except (ArgumentError, ProgrammingError):
-        # Not which one: of a malformed address, it may be of the password.
-        raise SettingsError(
-            "GUN_DETECTION_DATABASE_URL has an option after its ? that PostgreSQL's own library "
-            "does not know: write sslmode=require for asyncpg's ssl=require, say, and %3F for any "
-            "? in the password"
-        ) from None
 
 
 def _is_transient(error: object) -> bool:

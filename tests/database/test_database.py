@@ -6,14 +6,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from gun_detection import database
 from gun_detection.database import open_engine, open_session, upgrade
-from gun_detection.database.copying import copy_rows
 from gun_detection.database.models import Base
 from gun_detection.errors import SchemaError, ServiceUnavailableError, SettingsError
 from gun_detection.release.verdict import Verdict
@@ -93,99 +91,6 @@ def test_without_a_database_the_variable_is_named(monkeypatch: pytest.MonkeyPatc
         open_session(load_settings()),
     ):
         pass
-
-
-@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
-def test_any_scheme_of_postgresql_gets_the_driver_that_copies(
-    settings: Settings, scheme: str
-) -> None:
-    assert settings.database_url is not None
-    _, _, rest = settings.database_url.get_secret_value().partition("://")
-    other = settings.model_copy(update={"database_url": SecretStr(f"{scheme}://{rest}")})
-    with open_session(other) as session:
-        copy_rows(session, "upload", ("key",), [])
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "words",
-        "mysql://u:secret@host/d",
-        "postgresql://u:se@cret@127.0.0.1:9/d",
-        "postgresql://u:p@ss:secret@127.0.0.1:9/d",
-        "postgresql://u:p@secret/x@127.0.0.1:9/d",
-        "postgresql://u:p@secret:1,x:2@127.0.0.1:9/d",
-        "postgresql://u:secret@h:1,[::1]:2/d",
-    ],
-)
-def test_a_url_that_cannot_be_read_says_how_to_write_it_and_nothing_of_it(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GUN_DETECTION_DATABASE_URL", url)
-    with (
-        pytest.raises(SettingsError, match="%40, %3A and %2F") as caught,
-        open_session(load_settings()),
-    ):
-        pass
-    assert "cret" not in caught.value.message
-    assert caught.value.__suppress_context__
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql+asyncpg://u:secret@127.0.0.1:9/d?ssl=require",
-        "postgresql://u:12/x?secret=secret",
-        "postgresql://u:secret@h:1,i:2/d?port=secret",
-    ],
-)
-def test_an_option_of_another_driver_is_refused_and_nothing_of_it_is_said(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GUN_DETECTION_DATABASE_URL", url)
-    with (
-        pytest.raises(SettingsError, match="sslmode=require") as caught,
-        open_session(load_settings()),
-    ):
-        pass
-    assert "secret" not in caught.value.message
-    assert caught.value.__suppress_context__
-
-
-def test_what_the_url_sets_stays(settings: Settings) -> None:
-    assert settings.database_url is not None
-    address = settings.database_url.get_secret_value()
-    query = "options=-csearch_path%3Dguns&connect_timeout=3&application_name=night"
-    other = settings.model_copy(update={"database_url": SecretStr(f"{address}?{query}")})
-    with open_session(other, check_schema=False) as session:
-        for name, value in (
-            ("search_path", "guns"),
-            ("timezone", "UTC"),
-            ("application_name", "night"),
-        ):
-            assert session.scalar(text(f"SHOW {name}")) == value
-    arguments = database._engine(f"{address}?{query}").url.query
-    assert arguments["connect_timeout"] == "3"
-    assert database._engine(address).url.query["connect_timeout"] == "10"
-
-
-def test_the_host_that_takes_writes_is_found_among_several(settings: Settings) -> None:
-    assert settings.database_url is not None
-    address = settings.database_url.get_secret_value()
-    several = address.replace("@", "@127.0.0.1:9,") + "?target_session_attrs=read-write"
-    other = settings.model_copy(update={"database_url": SecretStr(several)})
-    with open_session(other) as session:
-        assert session.scalar(text("SELECT 1")) == 1
-
-
-def test_several_servers_that_are_down_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GUN_DETECTION_DATABASE_URL", "postgres://u:se,cr:1@127.0.0.1:9,localhost/d")
-    with (
-        pytest.raises(ServiceUnavailableError, match=r"at 127\.0\.0\.1:9, localhost ") as caught,
-        open_session(load_settings()),
-    ):
-        pass
-    assert "se,cr" not in caught.value.message
 
 
 def test_a_server_that_is_down_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
