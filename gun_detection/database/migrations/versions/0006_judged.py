@@ -18,7 +18,7 @@ def upgrade() -> None:
 _VIEWS = [
     # That the champion could not look at a picture (it is gone, archived, denied, or too large for
     # this network) says nothing about what an earlier model found in it. Why it could not stands in
-    # `quarantine`.
+    # `quarantine`, unless the picture is gone.
     """
     CREATE OR REPLACE VIEW current_outcomes AS
     SELECT u.upload_id, u.bucket, u.key, u.etag, u.uploaded_at, l.model_id, l.run_id,
