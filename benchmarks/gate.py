@@ -107,7 +107,7 @@ def measured(name: str, pictures: Pictures, matched: list[Matched]) -> Measured:
         Sample(str(i), str(i), item, Properties(640, 480, brightness, 500.0, "simulated"), 0.1)
         for i, (item, brightness) in enumerate(zip(matched, pictures.brightness, strict=True))
     ]
-    return Measured(name, THRESHOLD, metrics, samples, 10**6)
+    return Measured(name, {}, THRESHOLD, metrics, samples, 10**6)
 
 
 def trial(policy: Policy, skills: tuple[float, float], size: int, seed: int) -> tuple[bool, bool]:

@@ -83,7 +83,7 @@ def ours(config: TrainingConfig, device: torch.device) -> Iterator[int]:
     size, epoch = config.batch_size, 0
     while True:
         batches = [
-            [(epoch, index) for index in range(start, start + size)]
+            [(epoch, index, 0) for index in range(start, start + size)]
             for start in range(0, len(PICTURES) - size + 1, size)
         ]
         for batch in DataLoader(data, batch_sampler=batches, collate_fn=collate):

@@ -20,7 +20,7 @@ _TIMEOUT = 10
 _WHY, _LONGEST, _MOST = "why", 1000, 5
 _PAUSE = 5.0
 
-Event = Literal["promoted", "rejected", "waiting", "rolled back"]
+Event = Literal["promoted", "rejected", "waiting", "passed", "rolled back"]
 
 
 class Announcement(BaseNotifier):
@@ -57,6 +57,12 @@ class Announcement(BaseNotifier):
                 f"{model} waits for approval",
                 f"It passed the gate. No answer within {hours} hours is a rejection.",
                 where,
+            )
+        if self.event == "passed":
+            return (
+                f"{model} passed the gate and is promoted by hand",
+                f"{result['explanation']}\nTo promote it: gun-detection promote {model}",
+                url,
             )
         if self.answer is not None:
             comment = f": {self.answer['comment']}" if self.answer["comment"] else ""

@@ -21,7 +21,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.definitions.callback import SyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from notifications import Announcement, FailedRun, LargeRun, LateRun, keep_reason
 from uploads_trigger import UploadsTrigger
 
@@ -77,6 +77,7 @@ DEADLINE = (
     else None
 )
 SCORING_TASKS = max(1, int(_setting("SCORING_TASKS", 2)))
+SCORING_QUEUE = os.environ.get("GUN_DETECTION_SCORING_QUEUE") or "default"
 _WATCH_SECONDS = _setting("WATCH_SECONDS", 20)
 UPLOADS = Asset(
     "uploads",
@@ -88,6 +89,8 @@ UPLOADS = Asset(
 )
 
 _EVERY = 5.0
+# How long the library's database may be away before a person's answer is lost, in seconds.
+_PATIENCE = 600.0
 
 
 class ReportLink(BaseOperatorLink):
@@ -146,12 +149,37 @@ COMMENT = {
 }
 
 
+def _is_shown(operator: HITLOperator, context: Any) -> bool:
+    """Stores the question; False where Airflow goes on to show another.
+
+    What a task instance asked first stays when it is cleared: only the answer is taken out.
+    """
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import CreateHITLDetailPayload, HITLDetailRequestResult
+
+    shown = task_runner.SUPERVISOR_COMMS.send(
+        CreateHITLDetailPayload(
+            ti_id=context["ti"].id,
+            options=operator.options,
+            subject=operator.subject,
+            body=operator.body,
+            defaults=operator.defaults,
+            params=operator.serialized_params,
+            # The server refuses null, which is the default here.
+            assigned_users=[],
+        )
+    )
+    assert isinstance(shown, HITLDetailRequestResult)
+    return (shown.subject, shown.body) == (operator.subject, operator.body)
+
+
 class Approve(ApprovalOperator):
     """Asks a person about a candidate that passed, where the promotion is to be approved.
 
     Returns who said yes; skips what follows after a rejection by the gate or by a person, after
     the time to answer, and where promotions are made by hand. Whoever may trigger the DAG may
-    answer, viewers may not. Takes `params=COMMENT`.
+    answer, viewers may not. Fails where it asked about another decision before. Takes
+    `params=COMMENT`.
     """
 
     def __init__(self, *, gate_task: str, **arguments: Any) -> None:
@@ -169,25 +197,27 @@ class Approve(ApprovalOperator):
             raise AirflowSkipException(decision["explanation"])
         if decision["promotion"] == "manual":
             model = decision["candidate_id"]
+            Announcement("passed", self.gate_task)(context)
             raise AirflowSkipException(f"promote it by hand: gun-detection promote {model}")
         if decision["promotion"] == "auto":
             return {"actor": None, "comment": ""}
         self.subject = f"Shall {decision['candidate_id']} become champion?"
         self.body = decision["approval_text"]
         self.response_timeout = timedelta(hours=decision["approval_hours"])
+        if not _is_shown(self, context):
+            raise AirflowFailException(
+                "the gate decided again, and Airflow would show the question about its former "
+                "decision: trigger a new run"
+            )
         return super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
-        from gun_detection import stages
-        from gun_detection.settings import load_settings
-
         # Checks the answer; what skips the tasks that follow never returns, and comes last.
         answered = HITLOperator.execute_complete(self, context, event)
         user = answered["responded_by_user"]
         approved = answered["chosen_options"] == [self.APPROVE]
         decision = context["ti"].xcom_pull(task_ids=self.gate_task)
-        result = stages.answer(
-            load_settings(),
+        result = self._record(
             decision["decision_id"],
             approved=approved,
             actor=user["name"] if user else "nobody, in the time that there was",
@@ -198,12 +228,28 @@ class Approve(ApprovalOperator):
         super().execute_complete(context, event)
         return result
 
+    def _record(self, decision_id: int, **answer: Any) -> Any:
+        # Tried here for a while: trying the task again begins with the question.
+        from gun_detection import stages
+        from gun_detection.settings import load_settings
+
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return stages.answer(load_settings(), decision_id, **answer)
+            except TransientError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                self.log.warning("the answer is not stored yet: %s", error)
+                time.sleep(_EVERY)
+
 
 class Confirm(HITLOperator):
     """Asks a person before a run that is larger than the cap; returns how many are scored.
 
     Without an answer in time it is as many as the cap allows, the oldest first: nothing waits for
-    a person who is asleep, and nothing costs more than was agreed.
+    a person who is asleep, and nothing costs more than was agreed. So it is, too, where it asked
+    about other numbers before.
     """
 
     ALL, CAP, NOTHING = "Score all", "Score what the cap allows", "Score nothing now"
@@ -225,6 +271,12 @@ class Confirm(HITLOperator):
         self.subject = f"Shall {survey['planned']:,} pictures be scored?"
         self.body = survey["text"]
         self.response_timeout = timedelta(minutes=survey["confirm_minutes"])
+        if not _is_shown(self, context):
+            self.log.warning(
+                "Airflow would show the question about the survey before: what the cap allows is "
+                "scored, and the rest waits for the next run"
+            )
+            return survey["confirm_images"]
         return super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:

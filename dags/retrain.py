@@ -9,6 +9,7 @@ from orchestration import (
     CHAMPION,
     COMMENT,
     DEFAULT_ARGS,
+    SCORING_QUEUE,
     TELL,
     TRAINING_DATA,
     Approve,
@@ -129,7 +130,7 @@ def retrain() -> None:
             raise AirflowSkipException(need["reason"])
         return need
 
-    @task(pool="gpu", execution_timeout=timedelta(hours=24))
+    @task(pool="gpu", queue="gpu", execution_timeout=timedelta(hours=24))
     def train(
         need: dict[str, Any], params: dict[str, Any] | None = None, ti: Any = None
     ) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def retrain() -> None:
             resume=not params["force"] or ti.try_number > 1,
         )
 
-    @task(pool="gpu")
+    @task(pool="gpu", queue="gpu")
     def evaluate_candidate(trained: dict[str, Any]) -> dict[str, Any]:
         """Measure the candidate on the frozen holdout."""
         from gun_detection import stages
@@ -164,7 +165,7 @@ def retrain() -> None:
 
         return stages.evaluate(load_settings(), trained["model_id"], trained["dataset_id"])
 
-    @task(pool="gpu")
+    @task(pool="gpu", queue="gpu")
     def evaluate_champion(trained: dict[str, Any]) -> dict[str, Any]:
         """Measure the champion on the same holdout; skipped where there is none yet."""
         from airflow.sdk.exceptions import AirflowSkipException
@@ -183,6 +184,7 @@ def retrain() -> None:
     # A skipped champion is no reason to skip the gate; a skipped training is.
     @task(
         pool="gpu",
+        queue="gpu",
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         on_success_callback=Announcement("rejected", "gate"),
     )
@@ -230,7 +232,8 @@ def retrain() -> None:
         outlet_events[CHAMPION].extra = promoted | {"verdict": decision["explanation"]}
         return promoted
 
-    @task(pool="gpu")
+    # It makes what the machine that it runs on can use: it has to be one that scores.
+    @task(pool="gpu", queue=SCORING_QUEUE)
     def package(promoted: dict[str, Any]) -> dict[str, Any]:
         """Make the champion ready for the fast engines; one that finds less is refused."""
         from gun_detection import stages

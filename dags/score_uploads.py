@@ -23,6 +23,8 @@ looked at it. What an earlier champion has scored is the work of `rescore_upload
     schedule=AssetOrTimeSchedule(timetable=at_hours("0 3 * * *"), assets=[UPLOADS]),
     catchup=False,
     max_active_runs=1,
+    # Of one run; Airflow's default would be the limit otherwise.
+    max_active_tasks=max(16, SCORING_TASKS),
     # Where workers are few, higher ranks go first.
     default_args=DEFAULT_ARGS | {"priority_weight": 10, "weight_rule": "absolute"},
     on_failure_callback=TELL,

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from airflow.sdk import Param, TriggerRule, get_current_context, task
-from orchestration import DETECTIONS, Confirm, ScoringRunLink, progress_log
+from orchestration import DETECTIONS, SCORING_QUEUE, Confirm, ScoringRunLink, progress_log
 
 PARAMS: dict[str, Param] = {
     "bucket": Param(
@@ -85,6 +85,7 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         return list(planned["shard_ids"])
 
     @task(
+        queue=SCORING_QUEUE,
         max_active_tis_per_dag=at_once,
         execution_timeout=timedelta(hours=12),
         map_index_template="shard {{ shard_id }}",

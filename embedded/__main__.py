@@ -16,7 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from embedded.config import load_platform
-from embedded.environment import direct_addresses, owned_environment, program_folder
+from embedded.environment import (
+    direct_addresses,
+    given_settings,
+    owned_environment,
+    program_folder,
+)
+from embedded.postgres import installation
 from embedded.stack import Stack
 from embedded.supervision import NAME as SUPERVISOR
 from gun_detection.errors import GunDetectionError, explain_os_error
@@ -153,10 +159,13 @@ def env() -> None:
         "PREDICT_URL": stack.platform.predict_url,
         "PREDICT_KEY": stack.platform.credentials.predict_key,
     }
+    # The services' settings too: what a person does by hand follows the same ones as the nights.
+    given = given_settings(stack.platform)
     owned = owned_environment(stack.platform, stack.postgres)
-    for name, value in (owned | direct_addresses() | predict).items():
+    for name, value in (given | owned | direct_addresses() | predict).items():
         print(f"export {name}={shlex.quote(value)}")
-    path = os.pathsep.join([str(program_folder()), "${PATH}"])
+    # For `psql`, where the machine has none.
+    path = os.pathsep.join([str(program_folder()), "${PATH}", str(installation() / "bin")])
     print(f'export PATH="{path}"')
 
 

@@ -68,8 +68,8 @@ def airflow_environment(platform: Platform, server: PostgresServer) -> dict[str,
         "CORE__TEST_CONNECTION": "Disabled",
         "CORE__FERNET_KEY": credentials.fernet_key,
         "CORE__EXECUTOR": "LocalExecutor",
-        # The executor forks this many workers at its start.
-        "CORE__PARALLELISM": 4,
+        # The executor forks this many workers at its start: for all shards, a training, another.
+        "CORE__PARALLELISM": max(4, _scoring_tasks() + 2),
         "CORE__HOSTNAME_CALLABLE": "embedded.config.host_name",
         "CORE__EXECUTION_API_SERVER_URL": f"{platform.airflow_url}/execution/",
         "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(":".join(user) for user in USERS.items()),
@@ -101,6 +101,12 @@ def airflow_environment(platform: Platform, server: PostgresServer) -> dict[str,
     }
 
 
+def _scoring_tasks() -> int:
+    # `up` refuses a wrong number, and whatever stops the platform or shows it does without.
+    given = os.environ.get(f"{PREFIX}SCORING_TASKS", "")
+    return int(given) if given.isdecimal() else 0
+
+
 def owned_environment(platform: Platform, server: PostgresServer) -> dict[str, str]:
     """Every variable that the platform sets itself, for Airflow and the library."""
     return library_environment(platform, server) | airflow_environment(platform, server)
@@ -117,6 +123,15 @@ def service_environment(platform: Platform, server: PostgresServer) -> dict[str,
     }
     path = os.pathsep.join([str(program_folder()), "/usr/local/bin", "/usr/bin", "/bin"])
     return passed | direct_addresses() | {"PATH": path} | owned_environment(platform, server)
+
+
+def given_settings(platform: Platform) -> dict[str, str]:
+    """The settings of `gun_detection` that the services had at the last start; none before it."""
+    description = platform.services / "scheduler.json"
+    if not description.exists():
+        return {}
+    environment: dict[str, str] = json.loads(description.read_text())["environment"]
+    return {name: value for name, value in environment.items() if name.startswith(PREFIX)}
 
 
 def direct_addresses() -> dict[str, str]:

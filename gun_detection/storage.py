@@ -58,16 +58,17 @@ class Storage:
     Every method raises `NotFoundError` for a bucket or object that is not there,
     `SettingsError` for refused or missing credentials, `TerminalError` with reason `ARCHIVED` or
     `REQUEST_REFUSED` for an object that cannot be had, and `ServiceUnavailableError` (to be
-    retried) when the server is down, throttles or breaks the connection.
+    retried) when the server is down, throttles or breaks the connection. That is after `attempts`,
+    with jittered backoff, in each of which the server may be silent for `silence` seconds.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, attempts: int = 5, silence: float = 60.0) -> None:
         secret = settings.s3_secret_access_key
-        # Five attempts with jittered backoff; the pool serves as many threads as scoring uses.
+        # The pool serves as many threads as scoring uses.
         config = Config(
-            retries={"mode": "standard", "max_attempts": 5},
+            retries={"mode": "standard", "max_attempts": attempts},
             connect_timeout=5,
-            read_timeout=60,
+            read_timeout=silence,
             max_pool_connections=32,
             s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"},
             # Other servers than AWS do not all know the newer default checksums.

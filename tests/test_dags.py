@@ -1,9 +1,11 @@
 """Every DAG file parses, quickly importable things only, and says what it is for."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,16 +55,29 @@ print(json.dumps({{
             ],
             "retries": [t.retries for t in dag.tasks],
             "pools": {{t.task_id: t.pool for t in dag.tasks}},
+            "queues": {{t.task_id: t.queue for t in dag.tasks}},
+            "tasks_at_once": dag.max_active_tasks,
         }} for dag in bag.dags.values()
     }},
 }}))
 """
 
 
+def dags(**settings: str) -> dict[str, Any]:
+    """What the DAG files make with these settings."""
+    ran = subprocess.run(
+        [sys.executable, "-c", _DAGS.format(folder=str(DAGS))],
+        env=dict(os.environ) | {f"GUN_DETECTION_{name}": value for name, value in settings.items()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    return found
+
+
 def test_the_dags_are_complete() -> None:
-    code = _DAGS.format(folder=str(DAGS))
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = json.loads(ran.stdout.strip().splitlines()[-1])
+    found = dags()
     assert found["errors"] == {}
     assert sorted(found["dags"]) == [
         "ingest_dataset",
@@ -80,6 +95,27 @@ def test_the_dags_are_complete() -> None:
         assert min(dag["retries"]) > 0
     assert found["dags"]["retrain"]["pools"]["train"] == "gpu"
     assert found["dags"]["score_uploads"]["params"] == ["bucket", "prefix", "threshold"]
+
+
+@pytest.mark.parametrize("queue", ["default", "gpu"])
+def test_what_needs_the_gpu_waits_for_a_worker_that_has_one(queue: str) -> None:
+    found = dags(SCORING_QUEUE="" if queue == "default" else queue)["dags"]
+    pools, queues = found["retrain"]["pools"], found["retrain"]["queues"]
+    alone = {task for task, pool in pools.items() if pool == "gpu"}
+    assert {"train", "evaluate_candidate", "evaluate_champion", "gate", "package"} == alone
+    # A package is for the machines that score, wherever the training was.
+    assert {task for task in alone if queues[task] != "gpu"} <= {"package"}
+    assert queues["package"] == queue
+    assert {queues[task] for task in set(queues) - alone} == {"default"}
+    for dag_id in ("score_uploads", "rescore_uploads"):
+        others = found[dag_id]["queues"]
+        assert others.pop("score") == queue
+        assert set(others.values()) == {"default"}
+
+
+def test_as_many_shards_at_once_as_the_setting_says() -> None:
+    assert dags()["dags"]["score_uploads"]["tasks_at_once"] == 16
+    assert dags(SCORING_TASKS="40")["dags"]["score_uploads"]["tasks_at_once"] == 40
 
 
 _FIRST_RUNS = """
@@ -141,36 +177,113 @@ def test_nights_before_there_is_data_are_no_failures(run_type: str, outcome: str
     assert "there is no data set yet" in last
 
 
-_WHO_DECIDES = """
-import json, sys, types, warnings
+# As in a task's process, with a server that keeps what a task instance asked first, as Airflow's.
+_TASK = """
+import json, sys, types, uuid, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, {folder!r})
 from airflow.dag_processing.dagbag import DagBag
 from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import HITLDetailRequestResult
+import orchestration
 from gun_detection import stages
-asked = {{}}
+from gun_detection.errors import ServiceUnavailableError
+rows = []
+def send(asked):
+    rows.append(asked)
+    return HITLDetailRequestResult(**rows[0].model_dump(exclude={{"type"}}))
+task_runner.SUPERVISOR_COMMS = types.SimpleNamespace(send=send)
+HITLOperator.execute = lambda *_: "a person"
+dags = DagBag({folder!r}).dags
+decision = {{
+    "passed": True, "candidate_id": "m", "decision_id": 1, "promotion": "approve",
+    "approval_text": "look closely", "approval_hours": 1,
+}}
+survey = {{
+    "confirm": True, "planned": 9, "text": "9 new", "confirm_minutes": 1, "confirm_images": 5,
+}}
+def context(result, **more):
+    ti = types.SimpleNamespace(id=uuid.uuid4(), xcom_pull=lambda **_: result)
+    return {{"ti": ti}} | more
+def attempt(task, result):
+    try:
+        return task.execute(context(result))
+    except Exception as error:
+        return f"{{type(error).__name__}}: {{error}}"
+approve = dags["retrain"].get_task("approve")
+"""
+
+
+def in_a_task(code: str) -> Any:
+    """What the code prints last, which begins with the names above."""
+    code = _TASK.format(folder=str(DAGS)) + code
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.strip().splitlines()[-1])
+
+
+_WHO_DECIDES = """
+asked = {}
 def gate(*_, **named):
     asked.update(named)
-    return {{"explanation": "passes"}}
+    return {"explanation": "passes"}
 stages.gate = gate
-HITLOperator.execute = lambda *_: "a person"
-dag = DagBag({folder!r}).dags["retrain"]
-params = {{"policy": None, "promotion": "auto"}}
-trained = {{"model_id": "m", "dataset_id": "d"}}
-dag.get_task("gate").python_callable(trained, params, "night")
-decision = {{
-    "passed": True, "candidate_id": "m", "promotion": "approve", "approval_text": "look closely",
-    "approval_hours": 1,
-}}
-context = {{"ti": types.SimpleNamespace(xcom_pull=lambda **_: decision), "params": params}}
-said = dag.get_task("approve").execute(context)
-print(json.dumps([asked["promotion"], said]))
+params = {"policy": None, "promotion": "auto"}
+trained = {"model_id": "m", "dataset_id": "d"}
+dags["retrain"].get_task("gate").python_callable(trained, params, "night")
+print(json.dumps([asked["promotion"], attempt(approve, decision)]))
 """
 
 
 @pytest.mark.usefixtures("settings")
 def test_what_the_form_chose_is_judged_with_the_candidate() -> None:
-    code = _WHO_DECIDES.format(folder=str(DAGS))
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout.strip().splitlines()[-1]) == ["auto", "a person"]
+    assert in_a_task(_WHO_DECIDES) == ["auto", "a person"]
+
+
+_ASKED_TWICE = """
+said = [attempt(approve, decision) for _ in range(2)]
+said.append(attempt(approve, decision | {"approval_text": "against another champion"}))
+rows.clear()
+confirm = dags["score_uploads"].get_task("confirm")
+fewer = survey | {"planned": 8, "text": "8 new"}
+said += [attempt(confirm, one) for one in (survey, survey, fewer)]
+print(json.dumps(said))
+"""
+
+
+def test_nobody_answers_a_question_that_is_not_the_one_shown() -> None:
+    first, again, other, *confirmed = in_a_task(_ASKED_TWICE)
+    assert first == again == "a person"
+    assert other.startswith("AirflowFailException: ")
+    assert "trigger a new run" in other
+    assert confirmed == ["a person", "a person", 5]
+
+
+_DATABASE_AWAY = """
+from datetime import datetime, timezone
+answers = [ServiceUnavailableError("away")] * 2 + [None]
+def answer(*_, **named):
+    if error := answers.pop(0):
+        raise error
+    return named
+stages.answer = answer
+orchestration.time.sleep = lambda seconds: None
+event = {
+    "chosen_options": ["Approve"], "params_input": {}, "responded_at": datetime.now(timezone.utc),
+    "responded_by_user": {"id": "1", "name": "ann"},
+}
+said = approve.execute_complete(context(decision, task=approve), event)
+orchestration._PATIENCE = 0
+answers = [ServiceUnavailableError("away")]
+try:
+    approve.execute_complete(context(decision, task=approve), event)
+except ServiceUnavailableError:
+    print(json.dumps(said))
+"""
+
+
+@pytest.mark.usefixtures("settings")
+def test_an_answer_waits_for_the_database() -> None:
+    # Trying the task again would ask again.
+    assert in_a_task(_DATABASE_AWAY) == {"approved": True, "actor": "ann", "comment": ""}

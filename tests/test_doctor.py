@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gun_detection.doctor import examine
+from gun_detection.doctor import Check, examine
 from gun_detection.settings import Settings
+from gun_detection.storage import Storage
 
 
 @pytest.mark.parametrize(
@@ -26,13 +27,64 @@ def test_what_is_wrong_hides_no_other_check_and_shows_no_password(
         {"database_url": url, "s3_endpoint_url": "localhost:8333", "home": tmp_path / "file" / "x"}
     )
     checks = examine(settings)
-    assert [check.check for check in checks] == ["database", "storage", "detector", "disk"]
+    names = ["database", "storage", "uploads", "detector", "disk"]
+    assert [check.check for check in checks] == names
     assert not any(check.ok for check in checks)
     details = [check.detail for check in checks]
     for part, whole in zip(
-        (detail, "localhost:8333", "ModuleNotFoundError", "NotADirectoryError"),
+        (detail, "localhost:8333", "localhost:8333", "ModuleNotFoundError", "NotADirectoryError"),
         details,
         strict=True,
     ):
         assert part in whole
     assert "hidden" not in "".join(details)
+
+
+def look_at(name: str, settings: Settings) -> Check:
+    [check] = [check for check in examine(settings) if check.check == name]
+    return check
+
+
+def test_buckets_of_uploads_that_do_not_exist_are_named(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    bucket = settings.uploads_bucket
+    assert look_at("uploads", settings) == Check("uploads", True, f"in {bucket}")
+    elsewhere = settings.model_copy(update={"uploads_bucket": "nowhere"})
+    check = look_at("uploads", elsewhere)
+    assert not check.ok
+    assert "nowhere; create them, or name others in GUN_DETECTION_UPLOADS_BUCKET" in check.detail
+
+    file = tmp_path / "sources.yaml"
+    file.write_text(f"buckets: [{{bucket: doors}}, {{bucket: {bucket}}}, {{bucket: gates}}]")
+    check = look_at("uploads", settings.model_copy(update={"sources_file": file}))
+    assert not check.ok
+    assert "exist: doors, gates;" in check.detail
+    assert "GUN_DETECTION_SOURCES_FILE" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("buckets: [{bucket: a, prefx: b}]", "buckets.0.prefx: Extra inputs"),
+        ("buckets: [", "cannot be read: while parsing"),
+    ],
+)
+def test_a_wrong_file_of_sources_is_found(
+    settings: Settings, tmp_path: Path, content: str | None, said: str
+) -> None:
+    file = tmp_path / "sources.yaml"
+    if content is not None:
+        file.write_text(content)
+    check = look_at("uploads", settings.model_copy(update={"sources_file": file}))
+    assert not check.ok
+    assert said in check.detail
+    assert check.detail.isprintable()
+
+
+def test_the_data_bucket_is_made_later(settings: Settings) -> None:
+    assert "is there" in look_at("storage", settings).detail
+    check = look_at("storage", settings.model_copy(update={"data_bucket": "tomorrow"}))
+    assert check.ok
+    assert "tomorrow is still to be made, by the first ingest" in check.detail

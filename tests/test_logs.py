@@ -41,6 +41,17 @@ def test_an_event_is_one_line_of_keys_and_values(
     assert line.endswith('INFO gun_detection.test scored key="a b\\nforged line" count=3')
 
 
+def test_no_line_of_a_message_looks_like_an_event(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GUN_DETECTION_HOME", str(tmp_path))
+    configure_logging(load_settings())
+    logging.getLogger("gun_detection.test").error("no \x1b[2J\u202egpj\nforged line")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(r"ERROR gun_detection.test no \x1b[2J\u202egpj")
+    assert second == "    forged line"
+
+
 def test_or_one_json_object(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

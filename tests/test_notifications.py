@@ -83,9 +83,10 @@ def test_each_event_is_told_in_its_own_words() -> None:
         notify("rejected", there)
         notify("rejected", there, passed=False)
         notify("rejected", there, answer={"actor": "ann", "comment": "no"})
+        notify("passed", there)
         notify("rolled back", there)
-        first, waiting, rejected, refused, back = receiver.messages
-    assert receiver.paths == ["/hooks/secret"] * 5
+        first, waiting, rejected, refused, passed, back = receiver.messages
+    assert receiver.paths == ["/hooks/secret"] * 6
     assert first.splitlines() == [
         "*model-b is champion, after model-a*",
         "model-b passes &lt;https://evil.example|look&gt;",
@@ -95,6 +96,11 @@ def test_each_event_is_told_in_its_own_words() -> None:
     assert waiting.endswith("http://ui/approve")
     assert rejected.startswith("*model-b was rejected by the gate*")
     assert refused.splitlines()[:2] == ["*model-b was not approved*", "By ann: no."]
+    assert passed.startswith("*model-b passed the gate and is promoted by hand*\nmodel-b passes")
+    assert passed.splitlines()[2:] == [
+        "To promote it: gun-detection promote model-b",
+        "http://ui/decisions/7",
+    ]
     assert back.startswith("*model-a is champion again, after model-b*\nRolled back by ann: worse")
 
 

@@ -14,6 +14,7 @@ from gun_detection import __version__
 from gun_detection.cli import data, models, predict, release, scoring, serving
 from gun_detection.cli.output import err, out
 from gun_detection.errors import GunDetectionError, SettingsError, explain_os_error
+from gun_detection.text import printable_lines
 
 # torch, SQLAlchemy and the like are imported by the commands that need them: help stays quick.
 
@@ -84,5 +85,5 @@ def main() -> None:
 def _fail(message: str, reason: str, code: int) -> None:
     if "--json" in sys.argv:
         print(json.dumps({"error": {"reason": reason, "message": message}}))
-    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
+    err.print(f"[red]error:[/] {escape(printable_lines(message))}", soft_wrap=True)
     raise SystemExit(code)

@@ -11,8 +11,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from gun_detection.text import printable, printable_lines
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+_ROWS_OF_TABLE = 1000
 
 
 @contextmanager
@@ -47,12 +51,12 @@ def show(document: Mapping[str, Any], as_json: bool, headline: str | None = None
         print(json.dumps(document))
         return
     if headline:
-        out.print(escape(headline), soft_wrap=True)
+        out.print(escape(printable_lines(headline)), soft_wrap=True)
     shown = {k: v for k, v in document.items() if not isinstance(v, list | dict) or not headline}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
         # Not a table: in a narrow window, or a pipe, it would cut addresses and keys short.
-        out.print(f"{name.replace('_', ' '):{width}}  {escape(_text(value))}", soft_wrap=True)
+        out.print(f"{name.replace('_', ' '):{width}}  {_text(value)}", soft_wrap=True)
 
 
 def show_metrics(document: Mapping[str, Any], as_json: bool) -> None:
@@ -67,7 +71,7 @@ def show_metrics(document: Mapping[str, Any], as_json: bool) -> None:
     for name, value in numbers.items():
         span = intervals.get(name)
         text = f"{span[0]:.3f} to {span[1]:.3f}" if span else ""
-        table.add_row(name.replace("_", " "), escape(_text(value)), text)
+        table.add_row(name.replace("_", " "), _text(value), text)
     out.print(table)
 
 
@@ -81,8 +85,8 @@ def show_decision(document: Mapping[str, Any], as_json: bool) -> None:
     from gun_detection.release.verdict import Outcome, Verdict
 
     out.print(
-        f"{escape(document['candidate_id'])} {said}, compared with {escape(against)}, by the "
-        f"policy {escape(document['policy'])} ({document['policy_version']}).",
+        f"{_text(document['candidate_id'])} {said}, compared with {_text(against)}, by the "
+        f"policy {_text(document['policy'])} ({document['policy_version']}).",
         soft_wrap=True,
     )
     table = Table("rule", "value", "interval", "needs", "outcome", "note", box=None)
@@ -90,16 +94,16 @@ def show_decision(document: Mapping[str, Any], as_json: bool) -> None:
         passed = verdict.outcome is Outcome.PASSED
         colour = "red" if verdict.blocks else "green" if passed else "dim"
         table.add_row(
-            escape(verdict.rule),
+            _text(verdict.rule),
             _text(verdict.value),
             verdict.span,
             verdict.needs,
             f"[{colour}]{verdict.outcome}[/]",
-            escape(verdict.note),
+            _text(verdict.note),
         )
     out.print(table)
     if document["caution"]:
-        out.print(f"[yellow]Look closely[/]: {escape(document['caution'])}.", soft_wrap=True)
+        out.print(f"[yellow]Look closely[/]: {_text(document['caution'])}.", soft_wrap=True)
     out.print(document["decision_url"], soft_wrap=True)
 
 
@@ -109,35 +113,41 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
     elif not rows:
         out.print(empty)
     else:
-        # A name that is cut short cannot be copied.
-        columns = (
-            Column(name.replace("_", " "), no_wrap=name == "model", overflow="fold")
-            for name in rows[0]
-        )
-        table = Table(*columns, box=None)
-        for row in rows:
-            table.add_row(*(escape(_text(value)) for value in row.values()))
-        out.print(table)
+        # A table is laid out as a whole before its first line is seen.
+        for start in range(0, len(rows), _ROWS_OF_TABLE):
+            out.print(_table(rows[start : start + _ROWS_OF_TABLE]))
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    # A name that is cut short cannot be copied.
+    columns = (
+        Column(name.replace("_", " "), no_wrap=name == "model", overflow="fold") for name in rows[0]
+    )
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*map(_text, row.values()))
+    return table
 
 
 def show_predictions(document: dict[str, Any]) -> None:
     table = Table("file", "guns", "scores", box=None)
     for result in document["images"]:
         if "error" in result:
-            table.add_row(escape(result["file"]), "–", f"[red]{escape(result['error'])}[/]")
+            table.add_row(_text(result["file"]), "–", f"[red]{_text(result['error'])}[/]")
         else:
             scores = ", ".join(f"{row['score']:.2f}" for row in result["detections"])
-            table.add_row(escape(result["file"]), str(len(result["detections"])), scores)
+            table.add_row(_text(result["file"]), str(len(result["detections"])), scores)
     out.print(table)
     out.print(
-        f"[dim]{document['model']}, threshold {document['threshold']:.2f}. "
+        f"[dim]{_text(document['model'])}, threshold {document['threshold']:.2f}. "
         "Unreviewed: a person has to look.[/]"
     )
 
 
 def _text(value: Any) -> str:
+    """As markup of one line that shows the value, whatever is in it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3f}"
-    return "–" if value is None else str(value)
+    return "–" if value is None else escape(printable(str(value)))

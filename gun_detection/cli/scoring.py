@@ -135,7 +135,9 @@ def list_quarantine(
     bucket: Bucket = None,
     prefix: Prefix = None,
     run: Run = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most rows, the newest first.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most rows; everything by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what is in quarantine, the newest first."""

@@ -159,14 +159,21 @@ class Upload(Base):
 
     `current`: the version that the last listing showed, one for each key. `pending`: it has no
     outcome by any model yet, or its outcome is to be judged anew. `wanted`: while it waits, some
-    configured source covers its key.
+    configured source covers its key. `deferred`: it was tried in vain or judged before, so that
+    others that wait come first; its next outcome ends that.
     """
 
     __tablename__ = "upload"
     __table_args__ = (
         UniqueConstraint("bucket", "key", "etag"),
         Index("uq_upload_current", "bucket", "key", unique=True, postgresql_where=text("current")),
-        Index("ix_upload_pending", "bucket", "uploaded_at", postgresql_where=text("pending")),
+        Index(
+            "ix_upload_pending",
+            "bucket",
+            "deferred",
+            "uploaded_at",
+            postgresql_where=text("pending"),
+        ),
     )
     id: Mapped[int] = _serial()
     first_seen_at: Mapped[datetime] = _created()
@@ -178,6 +185,7 @@ class Upload(Base):
     current: Mapped[bool] = mapped_column(server_default=text("true"))
     pending: Mapped[bool] = mapped_column(server_default=text("true"))
     wanted: Mapped[bool] = mapped_column(server_default=text("true"))
+    deferred: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class ScoringRun(Base):

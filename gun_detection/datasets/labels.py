@@ -34,6 +34,7 @@ _GUNS = re.compile(
 )
 _NO_GUNS = {"no", "non", "not", "without"}
 _NO_GUNS |= {"toy", "water", "glue", "nail", "heat", "staple", "spray", "massage"}
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _GENERIC = re.compile(r"(?:(?:obj|object|class|item|target|label|thing)s?)? ?\d*")
 
 
@@ -146,7 +147,7 @@ def parse_counted_text(data: bytes) -> Label:
 def parse_yolo(data: bytes, names: Mapping[int, str] | None = None) -> NamedBoxes:
     """One `class cx cy width height` line per box, in shares of the picture's size.
 
-    Without `names` (from `data.yaml`) a class is named by its number. An empty file has no gun.
+    Without `names` a class is named by its number. An empty file has no gun.
     """
     rows, classes = [], []
     for line in decode_text(data).splitlines():
@@ -156,7 +157,7 @@ def parse_yolo(data: bytes, names: Mapping[int, str] | None = None) -> NamedBoxe
         if not index.is_integer() or index < 0:
             raise LabelError(f"{index:g} is not the number of a class")
         if names and int(index) not in names:
-            raise LabelError(f"class {index:g} is not named in data.yaml")
+            raise LabelError(f"class {index:g} has no name in data.yaml, or the file in its place")
         classes.append(names[int(index)] if names else f"{index:.0f}")
         rows.append([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2])
     return NamedBoxes(to_boxes(rows), classes, relative=True)
@@ -165,15 +166,25 @@ def parse_yolo(data: bytes, names: Mapping[int, str] | None = None) -> NamedBoxe
 def parse_yolo_names(data: bytes) -> dict[int, str]:
     """Class number → name from a `data.yaml`; empty when it names none."""
     try:
-        content = yaml.safe_load(decode_text(data))
+        # All scalars are text: a class may be called no, and nothing is made of tags.
+        content = yaml.load(decode_text(data), yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise LabelError(f"data.yaml is not YAML: {_first_line(error)}") from None
-    names = content.get("names") if isinstance(content, dict) else None
+    names = (content.get("names") if isinstance(content, dict) else None) or {}
     if isinstance(names, list):
-        return {index: str(name) for index, name in enumerate(names)}
-    if isinstance(names, dict) and all(str(index).isdecimal() for index in names):
-        return {int(index): str(name) for index, name in names.items()}
-    return {}
+        names = {str(index): name for index, name in enumerate(names)}
+    # What aliases repeat may be endless when it is written out.
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise LabelError("`names` in data.yaml is neither a list nor numbers with names")
+    if not all(isinstance(index, str) and _NUMBER.fullmatch(index) for index in names):
+        raise LabelError("`names` in data.yaml has keys that are no numbers of classes")
+    return {int(index): name for index, name in names.items()}
+
+
+def parse_name_lines(data: bytes) -> dict[int, str]:
+    """Class number → name from a `classes.txt`, of which each line names a class, from 0 on."""
+    lines = decode_text(data).splitlines()
+    return {index: line.strip() for index, line in enumerate(lines) if line.strip()}
 
 
 def parse_voc(data: bytes) -> NamedBoxes:

@@ -5,7 +5,7 @@
 | COCO | a JSON file with `images` and `annotations` |
 | Pascal VOC | `.xml` files beside the pictures or in their own folder (`Annotations/`) |
 | counted text | `.txt` files (`Labels/`) that start with the number of boxes |
-| YOLO | `.txt` files (`labels/`) of five fields a line; `data.yaml` may name the classes |
+| YOLO | `.txt` files (`labels/`) of five fields a line; `class_names` finds what the classes are |
 
 A picture and its label share their path but for the suffix and for folders named `images`,
 `labels` and the like. A single wrapping folder, as archives have, is looked through.
@@ -15,8 +15,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import PurePosixPath
 
+from gun_detection.datasets.class_names import find_names
 from gun_detection.datasets.labels import (
     Label,
     NamedBoxes,
@@ -27,7 +29,6 @@ from gun_detection.datasets.labels import (
     parse_counted_text,
     parse_voc,
     parse_yolo,
-    parse_yolo_names,
 )
 from gun_detection.datasets.trees import Tree
 from gun_detection.errors import DatasetError, ImageError, LabelError
@@ -189,6 +190,8 @@ def _coco_labels(files: _Files) -> Labels:
         return {}
     read = {path: _read_coco(files, path) for path in paths}
     guns = gun_categories(name for names, _ in read.values() for name in names)
+    unnamed = (labels.values() for names, labels in read.values() if not names)
+    _check_single(_class_names(chain.from_iterable(unnamed)))
     by_path = {path: _key(path) for path in files.images}
     by_name = defaultdict(set)
     for path, key in by_path.items():
@@ -226,15 +229,37 @@ def _coco_key(
 
 
 def _voc_labels(files: _Files) -> Labels:
+    parsed = _parse_all(files, _label_files(files, ".xml"), parse_voc)
+    guns = gun_categories(_class_names(item for _, item in parsed))
+    return _collect((key, partial(_named_label, item, guns)) for key, item in parsed)
+
+
+def _parse_all(
+    files: _Files, paths: list[str], parse: Callable[[bytes], NamedBoxes]
+) -> list[tuple[str, NamedBoxes | LabelError]]:
+    """(key, boxes or why there are none) of every label file."""
     parsed: list[tuple[str, NamedBoxes | LabelError]] = []
-    for path in _label_files(files, ".xml"):
+    for path in paths:
         try:
-            parsed.append((_key(path), parse_voc(files.read_label(path))))
+            parsed.append((_key(path), parse(files.read_label(path))))
         except LabelError as fault:
             parsed.append((_key(path), fault))
-    names = (name for _, item in parsed if isinstance(item, NamedBoxes) for name in item.names)
-    guns = gun_categories(names)
-    return _collect((key, partial(_named_label, item, guns)) for key, item in parsed)
+    return parsed
+
+
+def _class_names(items: Iterable[NamedBoxes | LabelError]) -> set[str]:
+    return {name for item in items if isinstance(item, NamedBoxes) for name in item.names}
+
+
+def _check_single(numbers: set[str]) -> None:
+    """A single class without a name is taken for guns; of several only some may be."""
+    if len(numbers) > 1:
+        some = ", ".join(number[:10] for number in sorted(numbers)[:20])
+        raise DatasetError(
+            f"the labels have {len(numbers)} classes ({some}), and nothing says which are guns: "
+            "name them in data.yaml or classes.txt (YOLO) or in `categories` (COCO)",
+            reason="UNKNOWN_CLASSES",
+        )
 
 
 def _named_label(item: NamedBoxes | LabelError, guns: frozenset[str] | None) -> Label | LabelError:
@@ -248,9 +273,18 @@ def _text_labels(files: _Files) -> Labels:
     paths = _label_files(files, ".txt")
     if not paths:
         return {}
-    parsers = zip(paths, _text_parsers(files, paths), strict=True)
+    if _are_counted(files, paths):
+        parsers: list[Parse] = [parse_counted_text] * len(paths)
+    else:
+        names_of = find_names(files.paths, paths, files.read_label)
+        if not any(names_of):
+            return _unnamed_labels(files, paths)
+        distinct = {id(names): names for names in names_of}.values()
+        guns = gun_categories(name for names in distinct for name in names.values())
+        parsers = [partial(_yolo_label, names=names, guns=guns) for names in names_of]
     return _collect(
-        (_key(path), partial(_text_label, files, path, parse)) for path, parse in parsers
+        (_key(path), partial(_text_label, files, path, parse))
+        for path, parse in zip(paths, parsers, strict=True)
     )
 
 
@@ -261,8 +295,8 @@ def _text_label(files: _Files, path: str, parse: Parse) -> Label | LabelError:
         return fault
 
 
-def _text_parsers(files: _Files, paths: list[str]) -> list[Parse]:
-    """For every file counted text or YOLO, by what most of a sample of them look like."""
+def _are_counted(files: _Files, paths: list[str]) -> bool:
+    """Whether they are counted text and not YOLO, by what most of a sample of them look like."""
     step = max(1, len(paths) // _SAMPLED_LABELS)
     votes = [_text_vote(files, path) for path in paths[::step]]
     counted, yolo = votes.count("counted"), votes.count("yolo")
@@ -272,45 +306,18 @@ def _text_parsers(files: _Files, paths: list[str]) -> list[Parse]:
             f"with a count and {yolo} are YOLO lines): keep one format",
             reason="AMBIGUOUS_LAYOUT",
         )
-    if counted > yolo:
-        return [parse_counted_text] * len(paths)
-    names_of = _yolo_names(files, paths)
-    distinct = {id(names): names for names in names_of}.values()
-    guns = gun_categories(name for names in distinct for name in names.values())
-    return [partial(_yolo_label, names=names, guns=guns if names else None) for names in names_of]
+    return counted > yolo
 
 
-def _yolo_label(data: bytes, names: Mapping[int, str], guns: frozenset[str] | None) -> Label:
+def _yolo_label(data: bytes, names: Mapping[int, str], guns: frozenset[str]) -> Label:
     return parse_yolo(data, names).label(guns)
 
 
-def _yolo_names(files: _Files, paths: list[str]) -> list[dict[int, str]]:
-    """For every label file the names of its classes, from the nearest `data.yaml` above it.
-
-    A single one that lies beside all of them names the classes of all.
-    """
-    found: dict[PurePosixPath, dict[int, str]] = {}
-    for path in files.with_suffix(".yaml", ".yml"):
-        if PurePosixPath(path).stem == "data":
-            try:
-                names = parse_yolo_names(files.read_label(path))
-            except LabelError as error:
-                raise DatasetError(f"{path}: {error.message}", reason="BAD_LABEL") from error
-            if names:
-                found.setdefault(PurePosixPath(path).parent, names)
-    near: list[dict[int, str]] = [
-        next((found[top] for top in PurePosixPath(path).parents if top in found), {})
-        for path in paths
-    ]
-    if len(found) == 1 and not any(near):
-        return [*found.values()] * len(paths)
-    if found and not all(near):
-        raise DatasetError(
-            f"no data.yaml is above {paths[near.index({})]}, and those of other folders may not "
-            "mean it: give each part of the source its own",
-            reason="AMBIGUOUS_LAYOUT",
-        )
-    return near
+def _unnamed_labels(files: _Files, paths: list[str]) -> Labels:
+    """YOLO labels whose classes no file names."""
+    parsed = _parse_all(files, paths, parse_yolo)
+    _check_single(_class_names(item for _, item in parsed))
+    return _collect((key, partial(_named_label, item, None)) for key, item in parsed)
 
 
 def _text_vote(files: _Files, path: str) -> str | None:

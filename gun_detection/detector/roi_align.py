@@ -5,9 +5,16 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import MultiScaleRoIAlign
 
+# torchvision pads the pictures of a batch until their sides are multiples of this, pixels.
+PADDED_TO = 32
+
 
 class GatherRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     """torchvision's `MultiScaleRoIAlign` by another way; on GPUs it is that itself.
+
+    Both infer the strides of the feature maps from the sizes of the pictures, torchvision's once
+    for all from the first batch. The maps are of padded pictures, so those sizes are what counts:
+    a narrow strip may be padded to twice its height.
 
     Each value of the result is a sum of a few features, weighted by bilinear interpolation: an
     `embedding_bag` with the pixels of all levels as its rows, which reads all channels of a pixel
@@ -20,10 +27,19 @@ class GatherRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
         """(boxes of all images, channels, height, width) of the result; on CPUs float32."""
+        padded = [
+            (-(-height // PADDED_TO) * PADDED_TO, -(-width // PADDED_TO) * PADDED_TO)
+            for height, width in image_shapes
+        ]
+        if next(iter(x.values())).device.type == "cpu":
+            return self._gathered(x, boxes, padded)
+        pooled: Tensor = super().forward(x, boxes, padded)
+        return pooled
+
+    def _gathered(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
         maps = [x[name] for name in self.featmap_names if name in x]
-        if maps[0].device.type != "cpu":
-            pooled: Tensor = super().forward(x, boxes, image_shapes)
-            return pooled
         rows = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in maps]).float()
         indices, weights = self._samples(maps, boxes, image_shapes)
         sums = functional.embedding_bag(indices, rows, mode="sum", per_sample_weights=weights)

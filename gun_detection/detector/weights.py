@@ -23,6 +23,8 @@ from gun_detection.detector.architectures import (
 from gun_detection.errors import ModelError, NotFoundError
 from gun_detection.storage import Storage, parse_s3_uri
 
+# Initial weights that are no file or object.
+NAMED_WEIGHTS = ("none", "coco", "imagenet")
 _PREDICTOR = "roi_heads.box_predictor."
 
 
@@ -67,20 +69,33 @@ def config_of(data: bytes) -> DetectorConfig | None:
 
 
 def initialize(
-    model: FasterRCNN, config: DetectorConfig, source: str, storage: Storage | None
+    model: FasterRCNN,
+    config: DetectorConfig,
+    source: str,
+    storage: Storage | None,
+    *,
+    sha256: str | None = None,
 ) -> int:
     """Load initial weights in place; the number of tensors taken.
 
     `source` is `none`, `coco`, `imagenet`, or the path or S3 URI of a detector's or a backbone's
-    weights (`.safetensors`, or a `.pth` state dict read with `weights_only=True`).
+    weights (`.safetensors`, or a `.pth` state dict read with `weights_only=True`), which have to be
+    those with this `sha256` if one is given.
     Raises `ModelError` or `NotFoundError`, saying what to set instead.
     """
     if source == "none":
         return 0
-    if source in ("coco", "imagenet"):
+    if source in NAMED_WEIGHTS:
         state = _download(config, source)
     else:
-        state = read_state_dict(_read(source, storage), source)
+        data = read_weights(source, storage)
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise ModelError(
+                f"{source} holds other weights than those that this training is to begin with "
+                "(sha256 differs): put them back, or start the training anew",
+                reason="SHA256_MISMATCH",
+            )
+        state = read_state_dict(data, source)
     if config.norm != "folded" or not _has_batch_norm(state):
         return _load_matching(model, config, state, source)
     # Pretrained weights have their batch norm still: it is folded once they are loaded.
@@ -122,7 +137,8 @@ def _unpickle(data: bytes) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def _read(source: str, storage: Storage | None) -> bytes:
+def read_weights(source: str, storage: Storage | None) -> bytes:
+    """The bytes of the file or object; raises `NotFoundError` if there is none."""
     if source.startswith("s3://"):
         if storage is None:
             raise ModelError(f"{source} needs an S3 client")

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from gun_detection.database.models import DatasetVersion, Evaluation, ModelVersion
+from gun_detection.datasets.checks import check_sample
 from gun_detection.datasets.groups import Split
 from gun_detection.datasets.layouts import Sample
 from gun_detection.datasets.manifest import load_manifest, source_of
@@ -135,7 +136,8 @@ def evaluate_folder(
 ) -> FolderEvaluation:
     """Evaluate on a folder or an archive in any known label format, without storing anything.
 
-    Every file counts, also copies of another. Raises `DatasetError` when none is usable.
+    What an ingest would refuse is refused for the same reason, but every file counts, also copies
+    of another. Raises `DatasetError` when none is usable.
     """
     rejected: dict[str, int] = {}
     with open_source(spec, settings, storage) as source, SandboxedDecoder(settings) as decoder:
@@ -145,7 +147,7 @@ def evaluate_folder(
             for done, sample in enumerate(source, start=1):
                 progress(done, total)
                 try:
-                    yield _decode(sample, decoder)
+                    yield _look_at(sample, decoder)
                 except (ImageError, LabelError) as error:
                     rejected[error.reason] = rejected.get(error.reason, 0) + 1
 
@@ -157,15 +159,13 @@ def evaluate_folder(
     )
 
 
-def _decode(sample: Sample, decoder: SandboxedDecoder) -> Labelled:
-    label = sample.label()
-    if isinstance(label, LabelError):
-        raise label
-    pixels = decoder.decode(sample.read()).pixels
-    height, width = pixels.shape[:2]
-    # Loose labels may pass the edge a little; no detection can.
-    truth = label.pixels(width, height).clip(0, [width, height, width, height])
-    return Labelled(sample.name, sample.name, "", pixels, truth)
+def _look_at(sample: Sample, decoder: SandboxedDecoder) -> Labelled:
+    checked = check_sample(sample, sample.read(), decoder.decode)
+    if checked.pixels is None or checked.boxes is None:
+        # The last one says why the picture is left out as a whole.
+        fault = checked.problems[-1]
+        raise LabelError(fault.message, reason=fault.reason)
+    return Labelled(sample.name, sample.name, "", checked.pixels, checked.boxes)
 
 
 def load_labelled(pictures: DetectionDataset, index: int) -> Labelled:

@@ -6,6 +6,7 @@ Adding a slice is adding one entry to `PICTURE_SLICES`.
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from gun_detection.evaluation.bootstrap import (
@@ -20,6 +21,8 @@ from gun_detection.evaluation.samples import Sample
 
 # Square root of a box's area over the picture's shorter side.
 GUN_SIZES = {"below 0.2": (0.0, 0.2), "0.2 to 0.5": (0.2, 0.5), "above 0.5": (0.5, 1e9)}
+# Resamples of one or two scenes are all but alike: their interval would look like certainty.
+_LEAST_SCENES = 3
 
 
 class Slice(BaseModel):
@@ -90,6 +93,7 @@ def _slice(name: str, value: str, samples: Sequence[Sample], threshold: float) -
     drawn = weights @ guns
     recalls = np.where(drawn > 0, (weights @ counts[:, 0]) / np.maximum(drawn, 1), np.nan)
     precisions = [ranked.average_precision(row) for row in weights] if total else []
+    enough = _scenes(samples, guns) >= _LEAST_SCENES
     return Slice(
         property=name,
         value=value,
@@ -97,11 +101,16 @@ def _slice(name: str, value: str, samples: Sequence[Sample], threshold: float) -
         boxes=total,
         negatives=int((guns == 0).sum()),
         ap50=ranked.average_precision(everything) if total else None,
-        ap50_interval=interval(np.array(precisions)) if total else None,
+        ap50_interval=interval(np.array(precisions)) if enough else None,
         recall=float(counts[:, 0].sum() / total) if total else None,
-        recall_interval=interval(recalls) if total else None,
+        recall_interval=interval(recalls) if enough else None,
         false_positives_per_image=float(counts[:, 1].mean()),
     )
+
+
+def _scenes(samples: Sequence[Sample], guns: Sequence[int] | NDArray[np.int64]) -> int:
+    """Groups with a gun among them."""
+    return len({sample.group for sample, count in zip(samples, guns, strict=True) if count})
 
 
 def _gun_sizes(samples: Sequence[Sample], threshold: float) -> list[Slice]:
@@ -123,6 +132,7 @@ def _gun_sizes(samples: Sequence[Sample], threshold: float) -> list[Slice]:
         weights = draw_weights([sample.group for sample in samples], resamples_for(matched))
         drawn = weights @ np.array(guns)
         recalls = np.where(drawn > 0, (weights @ np.array(hits)) / np.maximum(drawn, 1), np.nan)
+        enough = _scenes(samples, guns) >= _LEAST_SCENES
         found.append(
             Slice(
                 property="size of the gun",
@@ -133,7 +143,7 @@ def _gun_sizes(samples: Sequence[Sample], threshold: float) -> list[Slice]:
                 ap50=None,
                 ap50_interval=None,
                 recall=sum(hits) / total,
-                recall_interval=interval(recalls),
+                recall_interval=interval(recalls) if enough else None,
                 false_positives_per_image=None,
             )
         )

@@ -60,12 +60,7 @@ def make_card(
     session: Session, model: ModelVersion, settings: Settings, storage: Storage
 ) -> dict[str, bytes]:
     """The files of the card: `card.html`, `card.md` and the pictures of known failures."""
-    row = session.scalar(
-        select(Evaluation)
-        .where(Evaluation.model_id == model.id, Evaluation.split == "holdout")
-        .order_by(Evaluation.id.desc())
-        .limit(1)
-    )
+    row = _shown(session, model)
     pictures = _failures(row, model.threshold, settings, storage) if row else {}
     content = _content(session, model, row) | {"failures": _captions(pictures)}
     templates: Environment = environment()
@@ -76,6 +71,29 @@ def make_card(
     text = templates.get_template("card.md").render(content)
     files = {"card.html": page.encode(), "card.md": text.encode()}
     return files | {name: data for name, (_, data) in pictures.items()}
+
+
+def _shown(session: Session, model: ModelVersion) -> Evaluation | None:
+    """The evaluation that the last gate decision on the model rests on.
+
+    Without a decision it is that on the model's own data set, and the last one without either.
+    """
+    decided = session.scalar(
+        select(Evaluation)
+        .join(GateDecision, GateDecision.candidate_evaluation_id == Evaluation.id)
+        .where(GateDecision.candidate_id == model.id)
+        .order_by(GateDecision.id.desc())
+        .limit(1)
+    )
+    if decided is not None:
+        return decided
+    own = Evaluation.dataset_id == model.dataset_id
+    return session.scalar(
+        select(Evaluation)
+        .where(Evaluation.model_id == model.id, Evaluation.split == "holdout")
+        .order_by(own.desc(), Evaluation.id.desc())
+        .limit(1)
+    )
 
 
 def _content(session: Session, model: ModelVersion, row: Evaluation | None) -> dict[str, Any]:

@@ -18,13 +18,19 @@ from gun_detection.datasets.manifest import Entry, load_manifest
 from gun_detection.errors import ReleaseError
 from gun_detection.release.champion import current_champion
 from gun_detection.release.policy import Policy
-from gun_detection.release.rules import Case
+from gun_detection.release.rules import METRICS, Better, Case, NotClearlyWorse, NotWorse, Rule
 from gun_detection.release.verdict import Outcome, Verdict
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
 # Pictures are left out of a source now and then; another source has none of them.
 _ENOUGH_KEPT = 0.9
+# What another threshold gives for the other, and what none changes.
+_TRADED = {
+    "recall": "false_positives_per_negative",
+    "false_positives_per_negative": "recall",
+}
+_PRECISIONS = {"ap50", "ap75", "ap"}
 
 
 def require_same_data(candidate: Evaluation, champion: Evaluation) -> None:
@@ -50,6 +56,12 @@ def caution(
         return None
     changed = _holdout_changed(session, champion, dataset_id, settings, storage)
     return "; ".join(filter(None, [changed, _rolled_back(session, candidate)])) or None
+
+
+def open_questions(verdicts: Sequence[Verdict]) -> str | None:
+    """What the rules leave to a person, in words and numbers, or None."""
+    said = (str(verdict) for verdict in verdicts if verdict.outcome is Outcome.OPEN)
+    return "; ".join(said) or None
 
 
 def _holdout_changed(
@@ -138,8 +150,39 @@ def _rolled_back(session: Session, candidate: ModelVersion) -> str | None:
 
 
 def judge(case: Case, policy: Policy) -> list[Verdict]:
-    """What each rule of the policy says, in its order."""
-    return [rule.judge(case) for rule in policy.rules]
+    """What each rule of the policy says, in its order; a trade is left to a person."""
+    return _open_trade(policy.rules, [rule.judge(case) for rule in policy.rules])
+
+
+def _open_trade(rules: Sequence[Rule], verdicts: list[Verdict]) -> list[Verdict]:
+    """What a gun found is worth in false alarms, no rule knows.
+
+    Where one of the two is all that keeps a candidate out, the other is shown to be better and
+    average precision passed, it has another operating point: a person decides.
+    """
+    judged = list(zip(rules, verdicts, strict=True))
+    blocking = [(rule, verdict) for rule, verdict in judged if verdict.blocks]
+    if len(blocking) != 1:
+        return verdicts
+    [(guard, loss)] = blocking
+    if not isinstance(guard, NotClearlyWorse) or loss.outcome is not Outcome.FAILED:
+        return verdicts
+    passed = [
+        (rule.metric, verdict)
+        for rule, verdict in judged
+        if isinstance(rule, NotWorse | Better | NotClearlyWorse)
+        and verdict.outcome is Outcome.PASSED
+    ]
+    gains = [
+        f"{METRICS[metric]} better by {verdict.value:.3f} [{verdict.span}]"
+        for metric, verdict in passed
+        if metric == _TRADED.get(guard.metric) and verdict.interval and verdict.interval[0] > 0
+    ]
+    if not gains or not any(metric in _PRECISIONS for metric, _ in passed):
+        return verdicts
+    update = {"outcome": Outcome.OPEN, "blocks": False, "note": f"a trade: {gains[0]}"}
+    traded = loss.model_copy(update=update)
+    return [traded if verdict is loss else verdict for verdict in verdicts]
 
 
 def passes(verdicts: Sequence[Verdict]) -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from gun_detection import pages
 from gun_detection.database.models import Approval, Evaluation, GateDecision, Promotion
 from gun_detection.errors import NotFoundError
-from gun_detection.release.verdict import Outcome, Verdict
+from gun_detection.release.verdict import Outcome, Verdict, leaves_open
 from gun_detection.settings import Settings
 
 _SHOWN = 200
@@ -26,7 +26,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~])")
 def environment() -> Environment:
     """The templates of pages, with what they all use."""
     made = pages.environment("gun_detection.release")
-    made.filters |= {"markdown": markdown_text, "plain": plain_text}
+    made.filters |= {"markdown": markdown_text, "plain": plain_text, "verdict": verdict_text}
     return made
 
 
@@ -39,6 +39,13 @@ def plain_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
+
+
+def verdict_text(decision: GateDecision) -> str:
+    """What became of a candidate at the gate."""
+    if not decision.passed:
+        return "rejected"
+    return "passed, a person decides" if leaves_open(decision.rules) else "passed"
 
 
 def markdown_text(value: object) -> str:
@@ -67,6 +74,7 @@ def decision_page(session: Session, decision_id: int) -> str:
             decision=decision,
             policy=decision.policy or {"name": "unknown", "version": "unknown"},
             rules=[_cells(rule) for rule in decision.rules],
+            asks=leaves_open(decision.rules),
             reports=reports,
             approval=_approval(session, decision),
             promotions=session.scalars(
@@ -146,7 +154,7 @@ def _approval(session: Session, decision: GateDecision) -> Approval | None:
 def _cells(rule: dict[str, Any]) -> dict[str, str]:
     """A stored verdict as the cells of a table."""
     verdict = Verdict.model_validate(rule)
-    passed = verdict.outcome is Outcome.PASSED
+    colours = {Outcome.PASSED: "good", Outcome.OPEN: "wait"}
     return {
         "rule": verdict.rule,
         "value": "–" if verdict.value is None else f"{verdict.value:.3f}",
@@ -154,5 +162,5 @@ def _cells(rule: dict[str, Any]) -> dict[str, str]:
         "needs": verdict.needs,
         "outcome": verdict.outcome,
         "note": verdict.note,
-        "colour": "bad" if verdict.blocks else "good" if passed else "dim",
+        "colour": "bad" if verdict.blocks else colours.get(verdict.outcome, "dim"),
     }

@@ -46,9 +46,13 @@ _OF_GUN_FREE = {"false_positives_per_negative", "specificity"}
 
 @dataclass(frozen=True)
 class Measured:
-    """A model with its recorded evaluation: numbers as stored, and picture by picture."""
+    """A model with its recorded evaluation: numbers as stored, and picture by picture.
+
+    `network` is its `DetectorConfig` as recorded.
+    """
 
     model_id: str
+    network: Mapping[str, Any]
     threshold: float
     metrics: Mapping[str, Any]
     samples: Sequence[Sample]
@@ -245,6 +249,7 @@ class Slices(_Rule):
     """The same guard on every slice of a property that has enough guns; the worst is shown.
 
     Confidence is shared among the slices (Bonferroni): many slices, many chances of bad luck.
+    Guns of one scene are one chance: resamples of a few groups are all alike, and look certain.
     """
 
     kind: Literal["slices"]
@@ -253,6 +258,7 @@ class Slices(_Rule):
     margin: float = Field(0.05, ge=0)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     minimum_guns: int = Field(20, ge=1)
+    minimum_pictures: int = Field(10, ge=1, description="Independent ones with a gun.")
     without_data: Literal["reject", "allow"] = "allow"
 
     def judge(self, case: Case) -> Verdict:
@@ -265,7 +271,7 @@ class Slices(_Rule):
             parts.setdefault(PICTURE_SLICES[self.property](sample), []).append(index)
         judged = {value: part for value, part in parts.items() if self._has_enough(case, part)}
         left = ", ".join(sorted(value for value in parts if value not in judged))
-        note = f"too few guns in: {left}" if left else ""
+        note = f"too few guns or independent pictures in: {left}" if left else ""
         if not judged:
             return self.verdict(name, Outcome.INSUFFICIENT, limit, note=note)
         confidence = 1 - (1 - self.confidence) / len(judged)
@@ -284,12 +290,17 @@ class Slices(_Rule):
         return self.verdict(name, outcome, limit, difference, bounds, note=note)
 
     def _has_enough(self, case: Case, part: list[int]) -> bool:
-        guns = sum(len(case.candidate.samples[i].matched.truth) for i in part)
-        return guns >= self.minimum_guns
+        samples = [case.candidate.samples[i] for i in part]
+        guns = sum(len(sample.matched.truth) for sample in samples)
+        groups = {sample.group for sample in samples if not sample.matched.negative}
+        return guns >= self.minimum_guns and len(groups) >= self.minimum_pictures
 
 
 class TimesChampion(_Rule):
-    """What the candidate costs, as a multiple of the champion's."""
+    """What the candidate costs, as a multiple of the champion's.
+
+    Whoever chose another network may have meant to pay for it: a person decides then.
+    """
 
     kind: Literal["times_champion"]
     cost: Literal["milliseconds_per_image", "weights_bytes"]
@@ -309,9 +320,12 @@ class TimesChampion(_Rule):
             float(m.metrics[self.cost]) if timed else float(m.weights_bytes)
             for m in (case.candidate, champion)
         ]
-        value = costs[0] / max(costs[1], 1e-9)
+        value, note = costs[0] / max(costs[1], 1e-9), ""
         outcome = Outcome.PASSED if value <= self.limit else Outcome.FAILED
-        return self.verdict(name, outcome, self.limit, round(value, 3), at_most=True)
+        if outcome is Outcome.FAILED and case.candidate.network != champion.network:
+            outcome = Outcome.OPEN
+            note = f"another network than the champion's, which costs {value:.1f} times as much"
+        return self.verdict(name, outcome, self.limit, round(value, 3), at_most=True, note=note)
 
 
 class StoredModel(_Rule):

@@ -1,6 +1,8 @@
 """What a rule said of a candidate, as stored and as shown, without the detector's packages."""
 
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
+    # It keeps nobody out, and nobody becomes champion by it without a person.
+    OPEN = "a person decides"
     INSUFFICIENT = "insufficient data"
     NOT_APPLICABLE = "not applicable"
 
@@ -44,3 +48,8 @@ class Verdict(BaseModel):
         text = f"{' '.join(parts)} ({self.needs}) "
         text += self.outcome.upper() if self.blocks else self.outcome
         return f"{text}, {self.note}" if self.note else text
+
+
+def leaves_open(rules: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether stored verdicts leave something for a person to decide."""
+    return any(rule["outcome"] == Outcome.OPEN for rule in rules)

@@ -13,8 +13,9 @@ import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_plus
@@ -89,10 +90,52 @@ def read_inventory(
         yield from _read_table(storage, table, source)
 
 
+def overdue(storage: Storage, uri: str, now: datetime) -> str | None:
+    """That no inventory came lately below a prefix, and what to do; None where one did.
+
+    They are due as often as the last two came. The second that is missing is overdue after a day;
+    where there is only one yet, the next is after nine days. What is named by itself, a manifest
+    or a table, has no age. Raises `SettingsError` where there is more than one inventory.
+    """
+    place, key = parse_s3_uri(uri)
+    if key.endswith(_TABLES) or _is_manifest(key):
+        return None
+    found = islice(_complete(storage, place, key), 2)
+    dates = [datetime.strptime(match[2], "%Y-%m-%dT%H-%M%z") for match, *_ in found]
+    if not dates:
+        return None
+    allowed = 2 * (dates[0] - dates[1]) if len(dates) == 2 else timedelta(weeks=1, days=1)
+    if now <= dates[0] + allowed + timedelta(days=1):
+        return None
+    return (
+        f"the newest inventory below {uri} is of {dates[0]:%Y-%m-%d %H:%M} UTC, and the next is "
+        "overdue: what was uploaded since is unknown. See whether the bucket's inventory is still "
+        "enabled, and whether S3 may write it to its destination"
+    )
+
+
+def _is_manifest(key: str) -> bool:
+    return key.rpartition("/")[2] == "manifest.json"
+
+
 def _find_manifest(storage: Storage, bucket: str, key: str) -> tuple[str, bytes, bytes]:
     """The address of a manifest, with its content; under a prefix of the newest complete one."""
-    if key.rpartition("/")[2] == "manifest.json":
+    if _is_manifest(key):
         return f"s3://{bucket}/{key}", *_get_manifest(storage, bucket, key)
+    for match, content, checksum in _complete(storage, bucket, key):
+        logger.info("the inventory of %s is read", match[2])
+        return f"s3://{bucket}/{match[0]}", content, checksum
+    raise NotFoundError(
+        f"there is no complete inventory below s3://{bucket}/{key}: the first one takes AWS up to "
+        "48 hours, and each has a folder of its date with manifest.json and manifest.checksum",
+        reason="INVENTORY_MISSING",
+    )
+
+
+def _complete(
+    storage: Storage, bucket: str, key: str
+) -> Iterator[tuple[re.Match[str], bytes, bytes]]:
+    """The complete inventories below a prefix, the newest first: name, manifest and checksum."""
     prefix = f"{key.rstrip('/')}/" if key else ""
     listed = {item.key for item in storage.list_objects(bucket, prefix)}
     found = [match for name in listed if (match := _DATED.fullmatch(name))]
@@ -107,14 +150,9 @@ def _find_manifest(storage: Storage, bucket: str, key: str) -> tuple[str, bytes,
         if _checksum_key(match[0]) in listed:
             content, checksum = _get_manifest(storage, bucket, match[0])
             if _is_md5(content, checksum):
-                logger.info("the inventory of %s is read", match[2])
-                return f"s3://{bucket}/{match[0]}", content, checksum
-            logger.warning("s3://%s/%s does not match its checksum", bucket, match[0])
-    raise NotFoundError(
-        f"there is no complete inventory below s3://{bucket}/{key}: the first one takes AWS up to "
-        "48 hours, and each has a folder of its date with manifest.json and manifest.checksum",
-        reason="INVENTORY_MISSING",
-    )
+                yield match, content, checksum
+            else:
+                logger.warning("s3://%s/%s does not match its checksum", bucket, match[0])
 
 
 def _checksum_key(manifest: str) -> str:

@@ -32,7 +32,8 @@ class Item:
 class Lease:
     """The right to write a shard's outcomes, until another attempt takes it over.
 
-    `items` are those without an outcome, in the order of their ids. After a crash the attempt is
+    `items` are those without an outcome, in the order of their ids, and last those that were tried
+    in vain or judged before. After a crash the attempt is
     `careful`: the one that was suspected stands first, and `condemned` is the one that two
     attempts died of.
     """
@@ -117,9 +118,24 @@ _INNOCENT: dict[str, Any] = {"suspect_crashes": 0}
 
 
 def give_up(lease: Lease, settings: Settings) -> None:
-    """Give the lease back with work left in it: no crash, the next attempt may begin at once."""
+    """Give the lease back with work left in it: no crash, the next attempt may begin at once.
+
+    In later runs what is left comes after what was not tried yet: a bucket that cannot be read
+    uses up no cap, in which others have room.
+    """
     with open_session(settings) as session:
         renew(session, lease, settings, lease_until=None, suspect_id=None, **_INNOCENT)
+        session.execute(_DEFER, {"shard": lease.shard_id})
+
+
+_DEFER = text(
+    """
+    UPDATE upload SET deferred = true
+    WHERE pending AND NOT deferred AND id = ANY(ARRAY(
+        SELECT unnest(upload_ids) FROM shard WHERE id = :shard
+    ))
+    """
+)
 
 
 def finish_shard(lease: Lease, settings: Settings, stats: dict[str, Any] | None = None) -> None:
@@ -137,7 +153,7 @@ def finish_shard(lease: Lease, settings: Settings, stats: dict[str, Any] | None 
 
 _NO_LONGER_PENDING = text(
     """
-    UPDATE upload u SET pending = false
+    UPDATE upload u SET pending = false, deferred = false
     WHERE u.pending AND u.id = ANY(ARRAY(
         SELECT unnest(upload_ids) FROM shard WHERE id = :shard
     )) AND EXISTS (
@@ -156,7 +172,7 @@ def _left(session: Session, shard: Shard, model_id: str) -> list[Item]:
             WHERE u.id = ANY(:ids) AND NOT EXISTS (
                 SELECT FROM ledger l
                 WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
-            ) ORDER BY u.id
+            ) ORDER BY u.deferred, u.id
             """
         ).bindparams(bindparam("ids", shard.upload_ids)),
         {"model": model_id},

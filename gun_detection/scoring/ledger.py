@@ -130,7 +130,8 @@ _UPSERT = text(
     WITH found AS (
         SELECT * FROM unnest({_ARRAYS}) AS f({_NAMES}) ORDER BY upload_id
     ), done AS (
-        UPDATE upload SET pending = false WHERE id = ANY(CAST(:upload_id AS bigint[])) AND pending
+        UPDATE upload SET pending = false, deferred = false
+        WHERE id = ANY(CAST(:upload_id AS bigint[])) AND pending
     )
     INSERT INTO ledger AS l (model_id, run_id, shard_id, attempt, outcome, {_NAMES})
     SELECT :model, :run, :shard, :attempt,

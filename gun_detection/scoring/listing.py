@@ -1,7 +1,7 @@
 """What a bucket holds, noted in the database: which uploads are new, changed or there again."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,10 +67,17 @@ def note_uploads(source: Source, settings: Settings, storage: Storage, *, wait: 
     return counts
 
 
-def note_objects(bucket: str, objects: Iterable[StoredObject], settings: Settings) -> Listed:
+def note_objects(
+    bucket: str,
+    objects: Iterable[StoredObject],
+    settings: Settings,
+    restored: Sequence[StoredObject] = (),
+) -> Listed:
     """Note uploads that somebody told of, as a queue of events does.
 
-    Raises `ServiceUnavailableError` (LISTING_HELD) while the bucket is being listed.
+    What was `restored` from an archive has the bytes that it had: it is judged anew where it could
+    not be had before. Raises `ServiceUnavailableError` (LISTING_HELD) while the bucket is being
+    listed.
     """
     counts = Listed()
     remaining = iter(objects)
@@ -79,6 +86,14 @@ def note_objects(bucket: str, objects: Iterable[StoredObject], settings: Setting
             counts.objects += len(chunk)
             with open_session(settings) as session:
                 _note(session, bucket, chunk, counts, live=False)
+        if restored:
+            arguments = {
+                "bucket": bucket,
+                "keys": [item.key for item in restored],
+                "etags": [item.etag for item in restored],
+            }
+            with open_session(settings) as session:
+                counts.returned += session.execute(_RESTORED, arguments).scalar_one()
     return counts
 
 
@@ -267,20 +282,42 @@ _RESTORE = text(
     """
 )
 
-# What was gone when it was to be read, and is listed again, has no true outcome yet.
-_THERE_AGAIN = text(
-    """
+# What is to be judged anew waits for the next run.
+_AGAIN = """
     WITH again AS (
-        UPDATE ledger SET stale = true
-        WHERE upload_id = ANY(ARRAY(SELECT known_id FROM seen))
-        AND reason IN ('OBJECT_MISSING', 'OBJECT_CHANGED') AND NOT stale
-        AND (:live OR EXISTS (
-            SELECT FROM seen s WHERE s.known_id = upload_id AND s.uploaded_at > created_at
-        ))
-        RETURNING upload_id
+        UPDATE ledger SET stale = true WHERE {which} AND NOT stale RETURNING upload_id
     ), waiting AS (
         UPDATE upload SET pending = true WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
     )
     SELECT COUNT(DISTINCT upload_id) FROM again
-    """
+"""
+
+# What was gone when it was to be read, and is listed again, has no true outcome yet. An outcome is
+# written a while after the picture was missed, by another clock than that of the uploads. What was
+# listed before it was gone may be looked at once more for that: its next outcome is later.
+_THERE_AGAIN = text(
+    _AGAIN.format(
+        which="""
+        upload_id = ANY(ARRAY(SELECT known_id FROM seen))
+        AND reason IN ('OBJECT_MISSING', 'OBJECT_CHANGED')
+        AND (CAST(:live AS boolean) OR EXISTS (
+            SELECT FROM seen s
+            WHERE s.known_id = upload_id AND s.uploaded_at > created_at - interval '15 minutes'
+        ))
+        """
+    )
+)
+
+# Of a key that was overwritten, an older version may be restored.
+_RESTORED = text(
+    _AGAIN.format(
+        which="""
+        upload_id = ANY(ARRAY(
+            SELECT (
+                SELECT id FROM upload
+                WHERE bucket = :bucket AND key = r.key AND current AND etag = r.etag LIMIT 1
+            ) FROM unnest(CAST(:keys AS text[]), CAST(:etags AS text[])) AS r(key, etag)
+        )) AND reason IN ('ARCHIVED', 'REQUEST_REFUSED')
+        """
+    )
 )

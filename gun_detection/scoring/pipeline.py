@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from gun_detection.errors import (
 )
 from gun_detection.images import DecodedImage, DecoderPool, Reason
 from gun_detection.scoring.budget import Budget
+from gun_detection.scoring.delivery import UNREADABLE, Delivery, Reads
 from gun_detection.scoring.flow import BATCH, in_batches, in_threads
 from gun_detection.scoring.leases import Item, Lease, finish_shard, suspect
 from gun_detection.scoring.ledger import Outcome, earlier_outcomes, write_outcomes
@@ -45,31 +46,11 @@ _LOOKUPS = 64
 _LOOKUP_PAUSE = 0.01
 # After a crash so many pictures are looked at one by one: at least as many as were under way.
 _CAREFUL = 2 * BATCH
-# Between the listing and the reading an object can be deleted, overwritten (its new version is
-# another upload, found by the next listing), be archived, or turn out too large: outcomes, not
-# failures.
-_UNREADABLE = {
-    "OBJECT_MISSING",
-    "OBJECT_CHANGED",
-    "TOO_LARGE",
-    "ARCHIVED",
-    "REQUEST_REFUSED",
-}
 _SMALL = (32, 32)
-# So many objects in a row that a server fails to deliver are the server's doing.
-_MOST_UNREAD = 20
 # A machine without time or memory can bring this about as well as a picture.
 _DOUBTFUL = {Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT}
 # How long a database that is away is waited for with results in hand.
 _WRITE_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-
-
-class Reads(Protocol):
-    """Where bytes come from."""
-
-    def get(
-        self, bucket: str, key: str, *, max_bytes: int | None = None, etag: str | None = None
-    ) -> bytes: ...
 
 
 def score_shard(
@@ -174,7 +155,7 @@ class _Worker:
         stack: ExitStack,
     ) -> None:
         self._lease, self._engine, self._settings = lease, engine, settings
-        self._reader, self._meter = reader, meter
+        self._delivery, self._meter = Delivery(lease, settings, reader), meter
         decoders = max(2, cores())
         self.threads = settings.readers + decoders + 2 * engine.streams * engine.batch
         half = settings.memory_mb * 2**20 // 2
@@ -192,9 +173,6 @@ class _Worker:
         self._by_bytes: dict[str, Future[Outcome]] = {}
         # What `outcome` set aside.
         self.unread: list[Item] = []
-        self._unread_in_a_row = 0
-        # An object that the server did deliver.
-        self._read: Item | None = None
         self._lock = threading.Lock()
 
     def forget(self, outcomes: list[Outcome]) -> None:
@@ -208,17 +186,16 @@ class _Worker:
         """The outcome of one upload; the same bytes are looked at once.
 
         None for an object that the server does not deliver: it is set aside and keeps none of the
-        others waiting. Raises the server's error when that goes on.
+        others waiting. Raises the server's error when that goes on, and others do not come either.
         """
         try:
             return self._outcome(item)
         except _NotDelivered as failed:
             with self._lock:
                 self.unread.append(item)
-                self._unread_in_a_row += isinstance(failed.error, TransientError)
-                if self._unread_in_a_row < _MOST_UNREAD:
-                    return None
-            raise failed.error from None
+            if self._delivery.doubtful and not self._delivery.goes_on(time.monotonic()):
+                raise failed.error from None
+            return None
 
     def outcome_at_last(self, item: Item) -> Outcome:
         """The outcome of one that was set aside.
@@ -229,37 +206,21 @@ class _Worker:
             return self._outcome(item)
         except _NotDelivered as failed:
             error = failed.error
-            if not self._still_delivers():
+            if not self._delivery.goes_on(time.monotonic()):
                 raise error from None
             reason = "UNREADABLE" if isinstance(error, TransientError) else error.reason
             return _quarantine(item, None, TerminalError(error.message, reason=reason))
-
-    def _still_delivers(self) -> bool:
-        """Whether the server answers for an object that it delivered before."""
-        if self._read is None:
-            return False
-        try:
-            self._get(self._read)
-        except GunDetectionError as error:
-            return error.reason in _UNREADABLE
-        return True
-
-    def _get(self, item: Item) -> bytes:
-        return self._reader.get(
-            item.bucket, item.key, max_bytes=self._settings.max_image_bytes, etag=item.etag
-        )
 
     def _outcome(self, item: Item) -> Outcome:
         start = time.monotonic()
         with self._files.hold(item.size):
             try:
                 with self._meter.stage("read", self._reading):
-                    data = self._get(item)
+                    data = self._delivery.get(item)
             except GunDetectionError as error:
-                if error.reason not in _UNREADABLE:
+                if error.reason not in UNREADABLE:
                     raise _NotDelivered(error) from error
                 return _quarantine(item, None, error)
-            self._read, self._unread_in_a_row = item, 0
             self._meter.count(bytes=len(data))
             sha256 = hashlib.sha256(data).hexdigest()
             with self._lock:
@@ -360,7 +321,7 @@ def _condemn(item: Item, settings: Settings, reader: Reads) -> Outcome:
     try:
         data = reader.get(item.bucket, item.key, max_bytes=settings.max_image_bytes, etag=item.etag)
     except GunDetectionError as unreadable:
-        if isinstance(unreadable, TransientError) and unreadable.reason not in _UNREADABLE:
+        if isinstance(unreadable, TransientError) and unreadable.reason not in UNREADABLE:
             raise
         return _quarantine(item, None, error)
     return _quarantine(item, hashlib.sha256(data).hexdigest(), error)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion, ScoringRun, Shard
-from gun_detection.errors import GunDetectionError, NotFoundError
+from gun_detection.errors import GunDetectionError, NotFoundError, TerminalError
 from gun_detection.release.champion import require_storable
 from gun_detection.scoring.listing import Listed, note_uploads, sort_out
 from gun_detection.scoring.quarantine import judge_again
@@ -39,7 +39,8 @@ class Survey:
     `unlisted` says of sources that could not be listed why; what was known of them is in the run.
     Of the `listed` objects (None where nothing was listed), `new` and `changed` were not known
     before, `returned` had been gone, and `scored` have an outcome; `waiting` is what the run is
-    about, of which `planned` fit into its caps and `left_over` wait for the next. `outdated` is
+    about, of which `planned` fit into its caps and `left_over` wait for the next: for one by hand
+    where the bucket or prefix is among `by_hand`, which no configured source covers. `outdated` is
     what a re-scoring would be about; it is counted for one only. `seconds` (of the run, with all
     its workers) and `cost` are estimates from earlier runs, None where there are none.
     """
@@ -49,6 +50,7 @@ class Survey:
     buckets: list[str]
     prefix: str
     unlisted: dict[str, str]
+    by_hand: list[str]
     listed: int | None
     left_out: int
     new: int
@@ -96,6 +98,7 @@ def survey(
     """
     counts = Listed()
     unlisted: dict[str, str] = {}
+    configured = load_sources(settings)
     listing = listing and kind == "new"
     if listing:
         unlisted = _list(sources, counts, settings, storage)
@@ -103,7 +106,7 @@ def survey(
         if kind == "new":
             again = judge_again(session, model.id)
             logger.info("%d uploads are to be judged once more", again)
-            sort_out(session, sources, load_sources(settings))
+            sort_out(session, sources, configured)
         waiting = sum(_count(session, kind, model, source) for source in sources)
         chosen, arguments = _chosen(kind, model, sources, _cap(kind, settings))
         totals = f"SELECT COUNT(*) AS uploads, COALESCE(SUM(size), 0) AS bytes FROM ({chosen}) c"
@@ -117,6 +120,7 @@ def survey(
         buckets=sorted({source.bucket for source in sources}),
         prefix=prefix,
         unlisted=unlisted,
+        by_hand=[_address(source) for source in sources if not _is_within(source, configured)],
         listed=counts.objects if listing else None,
         left_out=counts.left_out,
         new=counts.new,
@@ -146,14 +150,25 @@ def _list(
                 )
             listed = note_uploads(source, settings, storage, wait=True)
         except GunDetectionError as error:
-            logger.error("s3://%s/%s: %s", source.bucket, source.prefix, error.message)
-            errors[f"s3://{source.bucket}/{source.prefix}"] = error
+            logger.error("%s: %s", _address(source), error.message)
+            errors[_address(source)] = error
             continue
         for name, value in vars(listed).items():
             setattr(counts, name, getattr(counts, name) + value)
     if len(errors) == len(sources):
         raise next(iter(errors.values()))
     return {address: error.message for address, error in errors.items()}
+
+
+def _address(source: Source) -> str:
+    return f"s3://{source.bucket}/{source.prefix}"
+
+
+def _is_within(source: Source, configured: list[Source]) -> bool:
+    return any(
+        source.bucket == other.bucket and source.prefix.startswith(other.prefix)
+        for other in configured
+    )
 
 
 def open_run(
@@ -169,13 +184,22 @@ def open_run(
 ) -> Plan:
     """Open a run over what the survey found, oldest upload first, at most `limit` of it.
 
-    Opening it again with the same `run_id` gives the plan that was made before. Raises
-    `SettingsError` where what the model finds at its own threshold is not stored.
+    What was tried in vain or judged before comes last. Opening it again with the same `run_id`
+    gives the plan that was made before; where that run has ended, `TerminalError` (RUN_ENDED) is
+    raised. Raises `SettingsError` where what the model finds at its own threshold is not stored.
     """
     run_id = run_id or uuid.uuid4().hex
     known = session.get(ScoringRun, run_id)
+    if known is not None and known.state != "open":
+        raise TerminalError(
+            f"the run {run_id} has ended, and is not planned anew: trigger a new one",
+            reason="RUN_ENDED",
+        )
     if known is not None:
         return _recall(session, known)
+    if found.kind == "new" and found.by_hand:
+        # Another survey since may have noted that nobody wants them.
+        sort_out(session, sources, load_sources(settings))
     require_storable(model.id, model.threshold, settings)
     closed = session.execute(_CLOSE_ABANDONED, {"kind": found.kind}).scalars().all()
     if closed:
@@ -260,9 +284,10 @@ _OUTDATED = """
         WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
     )
 """
-# The oldest uploads wait longest; of history, the newest is what people look at.
+# The oldest uploads wait longest, but what was tried before keeps no other waiting, as it may fail
+# each time; of history, the newest is what people look at.
 _WHICH = {"new": "u.pending AND u.wanted", "rescore": _OUTDATED}
-_ORDER = {"new": "u.uploaded_at, u.id", "rescore": "u.id DESC"}
+_ORDER = {"new": "u.deferred, u.uploaded_at, u.id", "rescore": "u.id DESC"}
 
 
 def _count(session: Session, kind: Kind, model: ModelVersion, source: Source) -> int:
@@ -275,13 +300,13 @@ def _chosen(
     kind: Kind, model: ModelVersion, sources: list[Source], cap: int
 ) -> tuple[str, dict[str, str | int]]:
     """A statement for the id and size of the uploads of a run, and its arguments: those of each
-    source within its own cap, then all of them by age within that of the run."""
+    source within its own cap, then all of them in their order within that of the run."""
     parts = []
     arguments: dict[str, str | int] = {"cap": cap}
     for number, source in enumerate(sources):
         condition, values = _scope(kind, model, source, number)
         parts.append(
-            f"(SELECT id, size, uploaded_at FROM upload u WHERE {condition} "
+            f"(SELECT id, size, uploaded_at, deferred FROM upload u WHERE {condition} "
             f"ORDER BY {_ORDER[kind]} LIMIT :cap_{number})"
         )
         own = cap if source.images_per_run is None else min(cap, source.images_per_run)

@@ -68,7 +68,7 @@ def list_quarantine(
 
 
 def retry(session: Session, upload_ids: Sequence[int]) -> int:
-    """Have these judged anew by the next run; how many there were.
+    """Have these judged anew by the next run, after all others; how many there were.
 
     What they have now stays until then, and the count of tries goes on.
     """
@@ -81,7 +81,8 @@ def retry(session: Session, upload_ids: Sequence[int]) -> int:
                 AND ledger.upload_id = ANY(:ids) AND ledger.outcome = 'quarantined'
                 RETURNING ledger.upload_id
             ), waiting AS (
-                UPDATE upload SET pending = true WHERE id IN (SELECT upload_id FROM again)
+                UPDATE upload SET pending = true, deferred = true
+                WHERE id IN (SELECT upload_id FROM again)
             )
             SELECT COUNT(DISTINCT upload_id) FROM again
             """
@@ -95,7 +96,7 @@ def judge_again(session: Session, model_id: str) -> int:
     """Have `model_id` look once more at what may not be the picture's fault; how many there are.
 
     At the earliest half a day after the last time: until it succeeds for objects that a server did
-    not deliver, and `_TRIES` times in all for pictures of which a process died or that took too
+    not deliver, and `TRIES` times in all for pictures of which a process died or that took too
     much, as a machine in trouble lets good pictures look like that.
     """
     found = session.execute(
@@ -104,13 +105,13 @@ def judge_again(session: Session, model_id: str) -> int:
             "model": model_id,
             "undelivered": ["ACCESS_DENIED", "BUCKET_MISSING", "UNREADABLE"],
             "doubtful": ["CRASHED", "DECODER_CRASHED", "DECODE_TIMEOUT", "OUT_OF_MEMORY"],
-            "tries": _TRIES,
+            "tries": TRIES,
         },
     )
     return int(found.scalar_one())
 
 
-_TRIES = 3
+TRIES = 3
 _JUDGE_AGAIN = text(
     """
     WITH again AS (
@@ -126,7 +127,8 @@ _JUDGE_AGAIN = text(
         ))
         RETURNING l.upload_id
     ), waiting AS (
-        UPDATE upload SET pending = true WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
+        UPDATE upload SET pending = true, deferred = true
+        WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
     )
     SELECT COUNT(DISTINCT upload_id) FROM again
     """

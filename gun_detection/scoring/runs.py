@@ -64,7 +64,8 @@ def finish_run(run_id: str, settings: Settings) -> RunSummary:
     """Close a run whose shards are done.
 
     Raises `FailureBudgetError` when an upload has no outcome, a source could not be listed, or too
-    many are in quarantine, of this run or of those of a day; everything good is kept either way.
+    many are in quarantine, of this run or of those of an hour or a day; everything good is kept
+    either way.
     """
     with open_session(settings) as session:
         missing = _without_outcome(session, run_id)
@@ -79,11 +80,9 @@ def finish_run(run_id: str, settings: Settings) -> RunSummary:
         over = bad > max(budget, settings.scoring_failure_count)
         where = f"of {summary.planned} uploads of run {run_id}"
         if bad and not over and summary.kind == "new":
-            day = session.execute(_DAY, {"run": run_id}).one()
-            judged = day.judged + summary.scored + summary.quarantined
-            limit = max(settings.scoring_failure_budget * judged, settings.scoring_failure_count)
-            if day.quarantined > limit and not day.told:
-                over, bad, where = True, day.quarantined, f"of {judged} uploads of a day"
+            worst = _worst(session, summary, settings)
+            if worst is not None:
+                over, (bad, where) = True, worst
         session.execute(
             update(ScoringRun)
             .where(ScoringRun.id == run_id)
@@ -117,20 +116,46 @@ def finish_run(run_id: str, settings: Settings) -> RunSummary:
     return summary
 
 
+def _worst(session: Session, summary: RunSummary, settings: Settings) -> tuple[int, str] | None:
+    """How many are in quarantine of this run and those that ended in a day, or in an hour, and of
+    how many: where they are too many, and nobody was told within an hour."""
+    row = session.execute(_TOGETHER, {"run": summary.run_id}).one()
+    own = summary.scored + summary.quarantined
+    for name, bad, others in (
+        ("a day", row.bad_of_day, row.day),
+        ("an hour", row.bad_of_hour, row.hour),
+    ):
+        judged = others + own
+        limit = max(settings.scoring_failure_budget * judged, settings.scoring_failure_count)
+        if bad > limit and not row.told:
+            return bad, f"of {judged} uploads of {name}"
+    return None
+
+
 # Runs of a few uploads each, as the watcher starts them, stay below any count: together they may
-# not. Where all goes wrong, once an hour is often enough to be told.
-_DAY = text(
+# not. A large night that went well must not hide that all has gone wrong since, so an hour counts
+# by itself. Where all goes wrong, once an hour is often enough to be told.
+_TOGETHER = text(
     """
-    SELECT COALESCE(SUM(scored + quarantined), 0) AS judged,
-           COALESCE(bool_or(state = 'failed' AND finished_at > now() - interval '1 hour'), false)
-               AS told,
-           (
-               SELECT COUNT(*) FROM ledger l JOIN scoring_run r ON r.id = l.run_id
-               WHERE l.reason IS NOT NULL AND l.created_at > now() - interval '1 day'
-               AND r.kind = 'new'
-           ) AS quarantined
-    FROM scoring_run
-    WHERE kind = 'new' AND id <> :run AND finished_at > now() - interval '1 day'
+    WITH run AS (
+        SELECT id, state, scored + quarantined AS judged,
+               finished_at > now() - interval '1 hour' AS recent
+        FROM scoring_run
+        WHERE kind = 'new' AND id <> :run AND finished_at > now() - interval '1 day'
+    )
+    SELECT judged.*, bad.*
+    FROM (
+        SELECT COALESCE(SUM(judged), 0) AS day,
+               COALESCE(SUM(judged) FILTER (WHERE recent), 0) AS hour,
+               COALESCE(bool_or(state = 'failed' AND recent), false) AS told
+        FROM run
+    ) judged, (
+        SELECT COUNT(*) AS bad_of_day,
+               COUNT(*) FILTER (WHERE created_at > now() - interval '1 hour') AS bad_of_hour
+        FROM ledger
+        WHERE reason IS NOT NULL AND created_at > now() - interval '1 day'
+        AND run_id IN (SELECT id FROM run UNION SELECT :run)
+    ) bad
     """
 )
 

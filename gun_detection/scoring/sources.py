@@ -113,14 +113,19 @@ def load_sources(settings: Settings) -> list[Source]:
 
 
 def choose_sources(
-    sources: list[Source], bucket: str | None = None, prefix: str | None = None
+    sources: list[Source],
+    settings: Settings,
+    bucket: str | None = None,
+    prefix: str | None = None,
 ) -> list[Source]:
     """The sources of a run: all, those of one bucket, or a part of one bucket by its prefix.
 
     A bucket that is not configured is taken whole. A prefix is listed itself, by paging, whatever
     the partitions or the inventory of its source are. Raises `SettingsError` for a prefix without
-    a bucket where there are several.
+    a bucket where there are several, and for the data bucket.
     """
+    if bucket == settings.data_bucket:
+        raise SettingsError(f"{bucket} is the data bucket: it is not scored")
     chosen = [source for source in sources if bucket in (None, source.bucket)]
     if not chosen:
         assert bucket is not None

@@ -18,7 +18,7 @@ from gun_detection.children import Ended, run_child
 from gun_detection.database import open_session
 from gun_detection.database.models import LedgerEntry, ScoringRun, Shard
 from gun_detection.errors import TerminalError, TransientError, explain_os_error
-from gun_detection.scoring.quarantine import retry
+from gun_detection.scoring.quarantine import TRIES, retry
 from gun_detection.scratch import scratch
 from gun_detection.settings import Settings
 
@@ -124,7 +124,10 @@ def _state(shard_id: int, settings: Settings) -> _State:
 
 
 def _acquit(shard_id: int, settings: Settings) -> None:
-    """Have the pictures judged anew that this shard's processes died of: there were too many."""
+    """Have the pictures judged anew that this shard's processes died of: there were too many.
+
+    Those that were condemned by several runs are not acquitted any more.
+    """
     with open_session(settings) as session:
         shard = session.get_one(Shard, shard_id)
         crashed = session.scalars(
@@ -132,6 +135,7 @@ def _acquit(shard_id: int, settings: Settings) -> None:
                 LedgerEntry.upload_id.in_(select(func.unnest(shard.upload_ids))),
                 LedgerEntry.run_id == shard.run_id,
                 LedgerEntry.reason == "CRASHED",
+                LedgerEntry.tries < TRIES,
             )
         )
         retry(session, list(crashed))

@@ -6,10 +6,12 @@ have arrived: what is uploaded while nothing watches is found by the next look.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
@@ -21,6 +23,7 @@ from sqlalchemy.dialects.postgresql import insert
 from gun_detection.database import open_session
 from gun_detection.database.models import UploadWatch
 from gun_detection.errors import GunDetectionError, ServiceUnavailableError
+from gun_detection.scoring.inventory import overdue
 from gun_detection.scoring.listing import note_objects, note_uploads
 from gun_detection.scoring.sources import Source, load_sources
 from gun_detection.settings import Settings
@@ -48,6 +51,19 @@ class News:
     waiting: dict[str, int]
     upto: dict[str, int]
     more: bool = False
+
+
+@dataclass(frozen=True)
+class _Event:
+    """An object that was uploaded, or `restored` from an archive.
+
+    `at` orders the uploads of one key: by time, which may be in whole seconds, then by S3's
+    sequencer. Of two of these the shorter is filled up with zeros at its right, as strings are.
+    """
+
+    item: StoredObject
+    at: tuple[datetime, str]
+    restored: bool
 
 
 def look(settings: Settings) -> News | None:
@@ -83,6 +99,29 @@ def look(settings: Settings) -> News | None:
         return None
     waiting = {row.bucket: row.waiting for row in rows}
     return News(waiting, {row.bucket: row.upto for row in rows}, more)
+
+
+def find_silent(sources: list[Source], settings: Settings, storage: Storage) -> dict[str, str]:
+    """Of which of these sources nobody hears any more, and why: their queue, which is read, cannot
+    be, or their inventories have stopped coming.
+
+    An inventory that cannot be read at all is left to who lists it.
+    """
+    silent: dict[str, str] = {}
+    every = load_sources(settings)
+    for queue in sorted({source.queue for source in sources if source.queue}):
+        try:
+            _drain([source for source in every if source.queue == queue], queue, settings)
+        except Exception as error:
+            logger.exception("reading the queue %s", queue)
+            silent[queue] = str(error)
+    for source in sources:
+        if source.inventory is not None:
+            with suppress(GunDetectionError):
+                why = overdue(storage, source.inventory, datetime.now(UTC))
+                if why is not None:
+                    silent[f"s3://{source.bucket}/{source.prefix}"] = why
+    return silent
 
 
 def told(news: News, settings: Settings) -> None:
@@ -124,12 +163,13 @@ def _drain(sources: list[Source], queue: str, settings: Settings) -> bool:
     back after its visibility timeout.
     """
     until = time.monotonic() + _DRAIN_SECONDS
+    latest: dict[tuple[str, str], tuple[datetime, str]] = {}
     buckets = {source.bucket for source in sources}
     held = _note({bucket: [] for bucket in buckets}, settings)
     secret = settings.s3_secret_access_key
     client: SQSClient = boto3.client(
         "sqs",
-        region_name=settings.s3_region,
+        region_name=_region(queue) or settings.s3_region,
         endpoint_url=_origin(queue),
         aws_access_key_id=settings.s3_access_key_id,
         aws_secret_access_key=secret.get_secret_value() if secret else None,
@@ -142,14 +182,13 @@ def _drain(sources: list[Source], queue: str, settings: Settings) -> bool:
             messages = answer.get("Messages", [])
             if not messages:
                 break
-            objects: dict[str, list[StoredObject]] = {}
+            events: list[_Event] = []
             told_of: dict[str, set[str]] = {}
             for message in messages:
-                found = list(_uploads(message["Body"], sources))
-                told_of[message["ReceiptHandle"]] = {item.bucket for item in found}
-                for item in found:
-                    objects.setdefault(item.bucket, []).append(item)
-            held |= _note(objects, settings)
+                found = list(_events(message["Body"], sources))
+                told_of[message["ReceiptHandle"]] = {event.item.bucket for event in found}
+                events += found
+            held |= _note(_newest(events, latest), settings)
             noted = [handle for handle, names in told_of.items() if not names & held]
             if noted:
                 client.delete_message_batch(
@@ -166,12 +205,31 @@ def _drain(sources: list[Source], queue: str, settings: Settings) -> bool:
     return False
 
 
-def _note(objects: dict[str, list[StoredObject]], settings: Settings) -> set[str]:
+def _newest(
+    events: list[_Event], latest: dict[tuple[str, str], tuple[datetime, str]]
+) -> dict[str, list[_Event]]:
+    """Of each object the last upload, by bucket, unless a later one is among the `latest`; and
+    whatever was restored."""
+    found: dict[str, list[_Event]] = {}
+    for event in sorted(events, key=lambda event: event.at, reverse=True):
+        place = event.item.bucket, event.item.key
+        if not event.restored:
+            if event.at < latest.get(place, event.at):
+                continue
+            latest[place] = event.at
+        found.setdefault(event.item.bucket, []).append(event)
+    return found
+
+
+def _note(events: dict[str, list[_Event]], settings: Settings) -> set[str]:
     """Note what was uploaded; the buckets that are being listed, of which nothing was noted."""
     held = set()
-    for bucket, some in objects.items():
+    for bucket, some in events.items():
+        uploaded, restored = (
+            [event.item for event in some if event.restored is kind] for kind in (False, True)
+        )
         try:
-            note_objects(bucket, some, settings)
+            note_objects(bucket, uploaded, settings, restored)
         except ServiceUnavailableError as error:
             if error.reason != "LISTING_HELD":
                 raise
@@ -179,13 +237,19 @@ def _note(objects: dict[str, list[StoredObject]], settings: Settings) -> set[str
     return held
 
 
+def _region(queue: str) -> str | None:
+    """The region that a queue of AWS has in its name: requests are signed for it."""
+    found = re.fullmatch(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com(\.cn)?", _origin(queue))
+    return found[1] if found else None
+
+
 def _origin(queue: str) -> str:
     scheme, _, rest = queue.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
-def _uploads(body: str, sources: list[Source]) -> Iterator[StoredObject]:
-    """The created objects of an S3 event, also one that came by way of SNS or EventBridge.
+def _events(body: str, sources: list[Source]) -> Iterator[_Event]:
+    """What an S3 event says was uploaded or restored, also by way of SNS or EventBridge.
 
     A message that is something else is logged and let go: the nightly listing finds what it may
     have meant.
@@ -194,15 +258,15 @@ def _uploads(body: str, sources: list[Source]) -> Iterator[StoredObject]:
         content = json.loads(body)
         if isinstance(content.get("Message"), str):
             content = json.loads(content["Message"])
-        for item in _created(content):
-            if any(_belongs(item, source) for source in sources):
-                yield item
+        for event in _told(content):
+            if any(_belongs(event.item, source) for source in sources):
+                yield event
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("a message of %s is no S3 event (%r): %.200s", sources[0].queue, error, body)
 
 
-def _created(content: dict[str, Any]) -> Iterator[StoredObject]:
-    """What an event says was created; raises `ValueError` for what is no event of S3.
+def _told(content: dict[str, Any]) -> Iterator[_Event]:
+    """What an event says was uploaded or restored; raises `ValueError` for what is none of S3.
 
     Structure: Amazon S3 User Guide, "Event message structure", version 2, and "EventBridge event
     message structure".
@@ -210,35 +274,38 @@ def _created(content: dict[str, Any]) -> Iterator[StoredObject]:
     kind = str(content.get("detail-type", ""))
     if "Records" in content:
         for record in content["Records"]:
-            if record["eventName"].startswith("ObjectCreated:"):
+            name = record["eventName"].removeprefix("s3:")
+            if name.startswith("ObjectCreated:") or name == _RESTORED:
                 described = record["s3"]["object"]
                 key, etag = unquote_plus(described["key"]), described.get("eTag", "")
-                yield _upload(record["s3"], key, etag, record["eventTime"])
-    elif kind == "Object Created":
+                yield _event(record["s3"], key, etag, record["eventTime"], name == _RESTORED)
+    elif kind in ("Object Created", _BRIDGED):
         # Here the key is as it is.
         described = content["detail"]["object"]
         etag = described.get("etag", "")
-        yield _upload(content["detail"], described["key"], etag, content["time"])
+        yield _event(content["detail"], described["key"], etag, content["time"], kind == _BRIDGED)
     elif not kind.startswith("Object ") and content.get("Event") != "s3:TestEvent":
         raise ValueError("neither Records nor a detail-type of S3")
 
 
-def _upload(event: dict[str, Any], key: str, etag: str, at: str) -> StoredObject:
-    """The object of an event, whose structures name bucket and size alike."""
-    item = StoredObject(
-        event["bucket"]["name"],
-        key,
-        int(event["object"].get("size", 0)),
-        str(etag),
-        datetime.fromisoformat(at),
-    )
+_RESTORED = "ObjectRestore:Completed"
+_BRIDGED = "Object Restore Completed"
+
+
+def _event(event: dict[str, Any], key: str, etag: str, at: str, restored: bool) -> _Event:
+    """An event about one object; its structures name bucket and size alike."""
+    described = event["object"]
+    time = datetime.fromisoformat(at)
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    size = int(described.get("size", 0))
+    item = StoredObject(event["bucket"]["name"], key, size, str(etag), time)
     for text_of in (item.key, item.etag):
         # What PostgreSQL cannot hold; encoding refuses halves of surrogate pairs.
         if "\0" in text_of or len(text_of.encode()) > _LONGEST:
             raise ValueError("a key or an ETag that no object has")
     if not 0 <= item.size < 2**63:
         raise ValueError("a size that no object has")
-    return item
+    return _Event(item, (time, str(described.get("sequencer", "")).upper()), restored)
 
 
 def _belongs(item: StoredObject, source: Source) -> bool:

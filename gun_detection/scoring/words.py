@@ -20,7 +20,7 @@ def survey_text(survey: dict[str, Any]) -> str:
         rows.append(("scored by an earlier model only", f"{survey['outdated']:,}"))
     rows += [
         ("to be scored in this run", f"{survey['planned']:,} ({survey['megabytes']:,.0f} MB)"),
-        ("left for the next run", f"{survey['left_over']:,}"),
+        (_left(survey["left_over"], survey["by_hand"]), f"{survey['left_over']:,}"),
         ("time", "unknown: nothing of this kind was timed yet"),
     ]
     if survey["seconds"] is not None:
@@ -44,7 +44,8 @@ def run_text(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['scored']} scored, {summary['quarantined']} quarantined"
         f"{f' ({reasons})' if reasons else ''}, {summary['detections']} detections at or above "
-        f"the threshold, {summary['left_over']} left for the next run."
+        f"the threshold, {summary['left_over']} "
+        f"{_left(summary['left_over'], summary['by_hand'])}."
     ]
     stats = summary["stats"]
     if stats and stats["seconds"]:
@@ -57,6 +58,13 @@ def run_text(summary: dict[str, Any]) -> str:
             *(f"{row['seconds']:.2f} s: {row['address']!r}" for row in stats["slowest"]),
         ]
     return "\n".join(lines)
+
+
+def _left(count: int, by_hand: list[str]) -> str:
+    """What becomes of uploads that a run leaves over."""
+    if count and by_hand:
+        return f"left: no nightly run takes those of {', '.join(by_hand)}, trigger this again"
+    return "left for the next run"
 
 
 def duration(seconds: float) -> str:

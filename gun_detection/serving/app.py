@@ -165,15 +165,12 @@ async def predict(
     with service.models.serving.in_use() as served, service.slots.hold(1):
         at = service.threshold(served, threshold)
         [(_, data)] = await _read(request, "file", 1)
-        looked = await _while_connected(request, service.look(served, data))
-        stored_as = await service.store(data) if store else None
-        answer = service.predicted(served, looked, at, stored_as)
+        work = service.answer(served, data, at, store=store, draw=kind == "image/png")
+        answer, drawn = await _while_connected(request, work)
         request.state.log |= {"model": answer.model, "detections": len(answer.detections)}
         headers |= _described(answer)
-        if kind == "application/json":
-            return Response(answer.model_dump_json(), media_type=kind, headers=headers)
-        drawn = await service.overlay(served, data, looked, at)
-        return Response(drawn, media_type=kind, headers=headers)
+        content = answer.model_dump_json() if drawn is None else drawn
+        return Response(content, media_type=kind, headers=headers)
 
 
 @router.post(

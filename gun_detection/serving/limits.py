@@ -5,10 +5,12 @@ import ipaddress
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
-from limits import RateLimitItem, parse
+from limits import RateLimitItem, parse_many
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import MemoryStorage, Storage, storage_from_string
 from limits.storage.base import MovingWindowSupport
@@ -18,7 +20,9 @@ from gun_detection.errors import SettingsError
 from gun_detection.serving.refusals import Refusal, busy
 from gun_detection.settings import Settings
 
+# How long the counter is waited for.
 _SECONDS = 5.0
+_THREADS = 4
 
 
 class FileStorage(Storage, MovingWindowSupport):
@@ -89,15 +93,18 @@ class FileStorage(Storage, MovingWindowSupport):
 
 
 def parse_limit(text: str) -> RateLimitItem | None:
-    """`10/minute`, or None for `off`; raises `SettingsError`."""
+    """`10/minute`, or None for `off`; raises `SettingsError`, also for several limits."""
     if text == "off":
         return None
-    try:
-        return parse(text)
-    except ValueError:
+    items: list[RateLimitItem] = []
+    with suppress(ValueError):
+        items = parse_many(text)
+    if len(items) != 1 or items[0].amount < 1:
         raise SettingsError(
-            f"GUN_DETECTION_SERVE_RATE_LIMIT is {text!r}: write it as in 10/minute, or off"
-        ) from None
+            f"GUN_DETECTION_SERVE_RATE_LIMIT is {text!r}: write one limit, of 1 or more, as in "
+            "10/minute, or off"
+        )
+    return items[0]
 
 
 class RateLimit:
@@ -122,17 +129,26 @@ class RateLimit:
             assert isinstance(made, Storage)
             storage = made
         self._limiter = MovingWindowRateLimiter(storage)
+        # Its own: in those of the process it would wait for whatever else hangs.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rate-limit")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def spend(self, client: str, pictures: int = 1, *, before: int = 0) -> dict[str, str]:
-        """Headers that say what is left; raises `Refusal` (429) where it is too little.
+        """Headers that say what is left.
 
+        Raises `Refusal`: 429 where it is too little, 503 where the counter does not answer.
         `before` are pictures of the same request that were spent already.
         """
         if self._item is None or pictures < 1:
             return {}
         try:
-            return await asyncio.to_thread(self._spend, self._item, client, pictures, before)
-        except StorageError:
+            async with asyncio.timeout(_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._spend, self._item, client, pictures, before
+                )
+        except (StorageError, TimeoutError):
             raise busy("the counter of requests is away: try again", 5, "RATE_STORE") from None
 
     def _spend(

@@ -9,18 +9,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+import numpy as np
+
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import cores
-from gun_detection.errors import ImageError
-from gun_detection.images import DecodedImage, DecoderPool, draw_boxes, encode_png
+from gun_detection.errors import ImageError, ServiceUnavailableError
+from gun_detection.images import DecodedImage, DecoderPool, Reason, draw_boxes, encode_png
 from gun_detection.serving.answers import DISCLAIMER, Timings
 from gun_detection.serving.metrics import STAGE_SECONDS, UNDER_WAY
 from gun_detection.serving.models import ServedModel
+from gun_detection.serving.protocol import unsent_bytes
 from gun_detection.serving.refusals import busy
 from gun_detection.settings import Settings
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+# A machine without time or memory can bring this about as well as a picture.
+_DOUBTFUL = {Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT}
+_SMALL_SIDE = 32
+# Drawn pictures have up to a hundred megabytes each, which slow clients leave in the memory.
+_MOST_UNSENT = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +70,40 @@ class Slots:
 
 
 class Pictures:
-    """Decoders, which are processes, and threads that wait for them; to be closed."""
+    """Decoders, which are processes, and threads that wait for them; to be closed.
+
+    Its methods raise `ImageError` where the picture is to blame, and `ServiceUnavailableError`
+    where the machine is.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         threads = max(2, cores())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
-        self._decoders = DecoderPool(settings, threads)
+        self._drawing = asyncio.Semaphore(threads)
+        # Two tries have to fit into the time that there is for an answer.
+        seconds = min(settings.decode_timeout, 0.4 * settings.serve_timeout)
+        limited = settings.model_copy(update={"decode_timeout": seconds})
+        self._decoders = DecoderPool(limited, threads)
+        side = max(_SMALL_SIDE, settings.min_image_side)
+        self._small = np.zeros((side, side, 3), np.uint8)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._decoders.__exit__()
 
     async def look(self, served: ServedModel, data: bytes) -> Looked:
-        """Raises `ImageError` as the decoder does, or where it is too much for the memory."""
+        """What the model finds in it."""
         began = time.perf_counter()
-        fit = served.engine.input_size
-        image = await self._in_thread(self._decoders.decode, data, fit)
+        image = await self._decode(data, served.engine.input_size)
         decoded = time.perf_counter()
         found, inference = await asyncio.wrap_future(served.submit(image.pixels))
         done = time.perf_counter()
         if found is None:
+            await self._demand_memory(served)
             raise ImageError(
                 f"a picture of {image.width}x{image.height} pixels needs more memory than there "
                 "is: send a smaller one",
-                reason="DECODE_MEMORY",
+                reason=Reason.DECODE_MEMORY,
             )
         height, width = image.pixels.shape[:2]
         STAGE_SECONDS.labels("decode").observe(decoded - began)
@@ -99,11 +117,54 @@ class Pictures:
         return Looked(image, found.resized((width, height), (image.width, image.height)), timings)
 
     async def overlay(self, data: bytes, looked: Looked, threshold: float, model: str) -> bytes:
-        """The whole picture as PNG, with its boxes and the words that nobody has reviewed them."""
-        began = time.perf_counter()
-        drawn = await self._in_thread(self._draw, data, looked, threshold, model)
-        STAGE_SECONDS.labels("draw").observe(time.perf_counter() - began)
-        return drawn
+        """The whole picture as PNG, with its boxes and the words that nobody has reviewed them.
+
+        Raises `Refusal` (503) where clients have left too much in the memory.
+        """
+        # Few at a time, so that each sees what those before it have added.
+        async with self._drawing:
+            if unsent_bytes() > _MOST_UNSENT:
+                raise busy("drawn pictures wait for slow clients: try again, or ask for JSON", 10)
+            began = time.perf_counter()
+            image = looked.image
+            # What was looked at may be smaller than the picture.
+            if image.pixels.shape[:2] != (image.height, image.width):
+                image = await self._decode(data)
+            drawn = await self._in_thread(_draw, image, looked.found, threshold, model)
+            STAGE_SECONDS.labels("draw").observe(time.perf_counter() - began)
+            return drawn
+
+    async def _decode(self, data: bytes, fit: tuple[int, int] | None = None) -> DecodedImage:
+        """Once more, where it is not certain that the picture is to blame."""
+        try:
+            return await self._in_thread(self._decoders.decode, data, fit)
+        except ImageError as error:
+            if error.reason not in _DOUBTFUL:
+                raise
+        try:
+            return await self._in_thread(self._decoders.decode, data, fit)
+        except ImageError as error:
+            if error.reason in _DOUBTFUL:
+                await self._demand_decoder()
+            raise
+
+    async def _demand_decoder(self) -> None:
+        """Raise `ServiceUnavailableError` where no picture can be decoded."""
+        try:
+            await self._in_thread(self._decoders.decode, encode_png(self._small))
+        except ImageError:
+            raise ServiceUnavailableError(
+                "no picture can be decoded now: try again", reason="DECODER_UNAVAILABLE"
+            ) from None
+
+    async def _demand_memory(self, served: ServedModel) -> None:
+        """Raise `ServiceUnavailableError` where there is too little memory for any picture."""
+        found, _ = await asyncio.wrap_future(served.submit(self._small))
+        if found is None:
+            raise ServiceUnavailableError(
+                "there is not even the memory for a small picture now: try again",
+                reason="NO_MEMORY",
+            )
 
     def _in_thread(
         self, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs
@@ -111,15 +172,12 @@ class Pictures:
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._threads, partial(function, *arguments, **named))
 
-    def _draw(self, data: bytes, looked: Looked, threshold: float, model: str) -> bytes:
-        image = looked.image
-        # What was looked at may be smaller than the picture.
-        if image.pixels.shape[:2] != (image.height, image.width):
-            image = self._decoders.decode(data)
-        found = looked.found.above(threshold)
-        drawn = draw_boxes(image.pixels, found.boxes, found.scores, threshold, caption="unreviewed")
-        words = {"Model": model, "Threshold": f"{threshold:g}", "Review": DISCLAIMER}
-        return encode_png(drawn, texts=words)
+
+def _draw(image: DecodedImage, found: Detections, threshold: float, model: str) -> bytes:
+    above = found.above(threshold)
+    drawn = draw_boxes(image.pixels, above.boxes, above.scores, threshold, caption="unreviewed")
+    words = {"Model": model, "Threshold": f"{threshold:g}", "Review": DISCLAIMER}
+    return encode_png(drawn, texts=words)
 
 
 def _milliseconds(seconds: float) -> float:

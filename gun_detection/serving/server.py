@@ -1,22 +1,22 @@
-"""The processes: uvicorn, with a limit on the time that a request's head or an answer may take."""
+"""The processes: uvicorn, and what keeps them from ever answering."""
 
-import asyncio
 import logging
 import os
 import signal
 import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gun_detection.database import open_session
-from gun_detection.errors import ServiceUnavailableError
+from gun_detection.errors import ServiceUnavailableError, SettingsError
 from gun_detection.logs import configure_logging
 from gun_detection.release.registry import open_file
+from gun_detection.scoring.sources import load_sources
 from gun_detection.scratch import scratch
 from gun_detection.serving.app import create_app
 from gun_detection.serving.frame import MOST_HEAD_BYTES
@@ -24,6 +24,8 @@ from gun_detection.serving.keys import KeyRing
 from gun_detection.serving.limits import RateLimit
 from gun_detection.serving.metrics import forget_dead_processes
 from gun_detection.serving.models import follows_champion
+from gun_detection.serving.protocol import Protocol
+from gun_detection.serving.service import STORED_KINDS, stored_key
 from gun_detection.settings import PREFIX, Settings, load_settings
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,6 @@ SHORT_NAMES = {
     "WORKERS": "SERVE_WORKERS",
 }
 _FOLDER = "PREDICT_SERVICE_FOLDER"
-_HEAD_SECONDS = 10.0
-# How long a client may take nothing of its answer.
-_ANSWER_SECONDS = 20.0
 _CONNECTIONS = 1000
 _STOP_SECONDS = 30
 # A process says nothing while it imports and loads.
@@ -56,66 +55,6 @@ def take_short_names(environment: MutableMapping[str, str] = os.environ) -> None
         if value and not environment.get(PREFIX + long):
             # Other programs write this one in small letters.
             environment[PREFIX + long] = value.upper() if short == "LOG_LEVEL" else value
-
-
-class Protocol(H11Protocol):
-    """Closes a connection whose next request does not begin, or whose head does not end, in time.
-
-    So it does with one whose answer is not read. uvicorn alone would wait for ever: a few hundred
-    such connections keep everybody out.
-    """
-
-    _timer: asyncio.TimerHandle | None = None
-    _answer_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # Writing is paused as soon as anything waits, however little.
-        transport.set_write_buffer_limits(0)
-        self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._expect_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        self._stop_answer_timer()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._expect_reading()
-
-    def resume_writing(self) -> None:
-        self._stop_answer_timer()
-        super().resume_writing()
-
-    def _expect_head(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_timer()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _expect_reading(self) -> None:
-        left = self.transport.get_write_buffer_size()
-        self._answer_timer = self.loop.call_later(_ANSWER_SECONDS, self._look_at_reading, left)
-
-    def _look_at_reading(self, left: int) -> None:
-        if self.transport.get_write_buffer_size() < left:
-            self._expect_reading()
-        else:
-            self.transport.abort()
-
-    def _stop_answer_timer(self) -> None:
-        if self._answer_timer is not None:
-            self._answer_timer.cancel()
-            self._answer_timer = None
 
 
 def run(settings: Settings) -> None:
@@ -175,6 +114,8 @@ def _log_uvicorn() -> None:
 def _check(settings: Settings) -> None:
     keys = KeyRing(settings)
     RateLimit(settings, None)
+    if settings.serve_store != "never":
+        _check_scored(settings)
     if follows_champion(settings):
         # A database that is away may come back, one with another schema does not change by itself.
         with suppress(ServiceUnavailableError), open_session(settings):
@@ -187,3 +128,19 @@ def _check(settings: Settings) -> None:
             "there is no valid API key, so nobody will be answered: make one with `gun-detection "
             "keys new NAME`, or set GUN_DETECTION_SERVE_ANONYMOUS=true"
         )
+
+
+def _check_scored(settings: Settings) -> None:
+    """Raise `SettingsError` where pictures would be stored that no run looks for."""
+    sources, now = load_sources(settings), datetime.now(UTC)
+    for kind in STORED_KINDS:
+        bucket, key = settings.uploads_bucket, stored_key("0" * 64, kind, now)
+        if not any(
+            source.covers(bucket, key) and key.startswith(tuple(source.prefixes(now)))
+            for source in sources
+        ):
+            raise SettingsError(
+                f"pictures are stored as s3://{bucket}/{key}, which is in no bucket of "
+                f"GUN_DETECTION_SOURCES_FILE {settings.sources_file}, so that they would not be "
+                "scored: let one have them, or set GUN_DETECTION_SERVE_STORE=never"
+            )

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+# How a stored key ends: the formats that are read.
+STORED_KINDS = ("jpeg", "png", "webp", "bmp")
+# A server that hangs keeps the others waiting for so long, and its threads a little longer.
+_STORE_SECONDS = 10.0
+_STORE_THREADS = 8
+
 
 class Service:
     """What the routes need; one for each process."""
@@ -36,6 +43,12 @@ class Service:
         self.slots = Slots(settings.serve_queue)
         self._pictures = Pictures(settings)
         self._limits = DecodeLimits.from_settings(settings)
+        self._storage = (
+            None
+            if settings.serve_store == "never"
+            else Storage(settings, attempts=2, silence=_STORE_SECONDS / 2)
+        )
+        self._storing = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
 
     async def start(self) -> None:
         await self.models.start()
@@ -43,6 +56,8 @@ class Service:
     async def stop(self) -> None:
         await self.models.stop()
         self._pictures.close()
+        self._storing.shutdown(wait=False, cancel_futures=True)
+        self.limit.close()
 
     def admit(self, key: str | None, scope: str) -> Key | None:
         """Who asks; None is anybody. Raises `Refusal`: 401 without a valid key, 403 without scope.
@@ -64,58 +79,47 @@ class Service:
             raise Refusal(403, "SCOPE", f"the API key {found.name} may not do this: {scope}")
         return found
 
-    async def look(self, served: ServedModel, data: bytes) -> Looked:
-        """In the time that there is; raises `Refusal`."""
+    async def answer(
+        self,
+        served: ServedModel,
+        data: bytes,
+        threshold: float,
+        *,
+        store: bool,
+        draw: bool = False,
+    ) -> tuple[Prediction, bytes | None]:
+        """(what is seen in a picture, PNG with the boxes in it if that is asked for).
+
+        In the time that there is; raises `Refusal`.
+        """
+        drawn = None
         try:
             async with asyncio.timeout(self.settings.serve_timeout):
                 looked = await self._pictures.look(served, data)
+                stored_as = await self._store(data) if store else None
+                if draw:
+                    drawn = await self._pictures.overlay(data, looked, threshold, served.card.model)
         except TimeoutError:
-            PICTURES.labels("TIMEOUT").inc()
             seconds = self.settings.serve_timeout
-            raise busy(f"no answer within {seconds:g} s: try again", 10, "TIMEOUT") from None
+            refusal = busy(f"no answer within {seconds:g} s: try again", 10, "TIMEOUT")
         except GunDetectionError as error:
-            PICTURES.labels(error.reason).inc()
-            raise refusal_of(error) from None
-        PICTURES.labels("looked at").inc()
-        return looked
-
-    async def overlay(self, served: ServedModel, data: bytes, looked: Looked, at: float) -> bytes:
-        """PNG with the boxes at or above the threshold `at`; raises `Refusal`."""
-        try:
-            return await self._pictures.overlay(data, looked, at, served.card.model)
-        except GunDetectionError as error:
-            raise refusal_of(error) from None
-
-    def predicted(
-        self, served: ServedModel, looked: Looked, threshold: float, stored_as: str | None
-    ) -> Prediction:
-        found = looked.found.above(threshold)
-        DETECTIONS.inc(len(found.scores))
-        rows = [
-            Detection(box=[round(float(v), 2) for v in box], score=round(float(score), 4))
-            for box, score in zip(found.boxes, found.scores, strict=True)
-        ]
-        return Prediction(
-            detections=rows,
-            threshold=threshold,
-            model=served.card.model,
-            engine=served.card.engine,
-            width=looked.image.width,
-            height=looked.image.height,
-            timings_ms=looked.timings,
-            stored_as=stored_as,
-        )
+            refusal = refusal_of(error)
+        except Refusal as error:
+            refusal = error
+        else:
+            PICTURES.labels("looked at").inc()
+            return _predicted(served, looked, threshold, stored_as), drawn
+        PICTURES.labels(refusal.reason).inc()
+        raise refusal
 
     async def batch_item(
         self, served: ServedModel, name: str, data: bytes, threshold: float, store: bool
     ) -> BatchItem:
         """A picture of a batch; one that cannot be used fails alone."""
         try:
-            looked = await self.look(served, data)
-            stored_as = await self.store(data) if store else None
+            prediction, _ = await self.answer(served, data, threshold, store=store)
         except Refusal as refusal:
             return BatchItem(name=name, error=Failure(reason=refusal.reason, message=str(refusal)))
-        prediction = self.predicted(served, looked, threshold, stored_as)
         return BatchItem(name=name, prediction=prediction)
 
     def threshold(self, served: ServedModel, asked: float | None) -> float:
@@ -129,21 +133,52 @@ class Service:
             raise Refusal(403, "NOT_STORED", "this service stores no pictures")
         return asked or self.settings.serve_store == "always"
 
-    async def store(self, data: bytes) -> str:
+    async def _store(self, data: bytes) -> str:
         """Put a picture where scoring finds it; the same one, once a day. Raises `Refusal`."""
         try:
-            return await asyncio.to_thread(self._store, data)
+            async with asyncio.timeout(_STORE_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._storing, self._put, data
+                )
+        except TimeoutError:
+            message, reason = f"it took longer than {_STORE_SECONDS:g} s", "SERVICE_UNAVAILABLE"
         except GunDetectionError as error:
-            logger.error("a picture could not be stored: %s", error.message)
-            raise busy("the picture could not be stored: try again", 10, error.reason) from None
+            message, reason = error.message, error.reason
+        logger.error("a picture could not be stored: %s", message)
+        raise busy("the picture could not be stored: try again", 10, reason)
 
-    def _store(self, data: bytes) -> str:
+    def _put(self, data: bytes) -> str:
+        assert self._storage is not None, "whether pictures are stored was asked before"
         kind = read_header(data, self._limits).format.lower()
-        sha256 = hashlib.sha256(data).hexdigest()
-        key = f"predict/{datetime.now(UTC):%Y/%m/%d}/{sha256}.{kind}"
-        storage = Storage(self.settings)
-        storage.put_if_absent(self.settings.uploads_bucket, key, data, content_type=f"image/{kind}")
-        return f"s3://{self.settings.uploads_bucket}/{key}"
+        bucket = self.settings.uploads_bucket
+        key = stored_key(hashlib.sha256(data).hexdigest(), kind, datetime.now(UTC))
+        self._storage.put_if_absent(bucket, key, data, content_type=f"image/{kind}")
+        return f"s3://{bucket}/{key}"
+
+
+def stored_key(sha256: str, kind: str, now: datetime) -> str:
+    return f"predict/{now:%Y/%m/%d}/{sha256}.{kind}"
+
+
+def _predicted(
+    served: ServedModel, looked: Looked, threshold: float, stored_as: str | None
+) -> Prediction:
+    found = looked.found.above(threshold)
+    DETECTIONS.inc(len(found.scores))
+    rows = [
+        Detection(box=[round(float(v), 2) for v in box], score=round(float(score), 4))
+        for box, score in zip(found.boxes, found.scores, strict=True)
+    ]
+    return Prediction(
+        detections=rows,
+        threshold=threshold,
+        model=served.card.model,
+        engine=served.card.engine,
+        width=looked.image.width,
+        height=looked.image.height,
+        timings_ms=looked.timings,
+        stored_as=stored_as,
+    )
 
 
 def _unauthorized(message: str) -> Refusal:

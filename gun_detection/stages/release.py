@@ -28,15 +28,22 @@ def gate(
 
     `policy` is a name or the path of a YAML file, `promotion` what is to become of a candidate that
     passes, both by default as the settings have it; `origin` says who asked. Where the holdout has
-    few of the pictures that the champion was chosen by, or somebody rolled this candidate back
-    before, the answer has a `caution`, and with `auto` a person is asked all the same.
+    few of the pictures that the champion was chosen by, somebody rolled this candidate back before,
+    or the rules leave something to a person, the answer has a `caution`, and with `auto` a person
+    is asked all the same.
     """
     from gun_detection.evaluation.evaluate import evaluate_version
     from gun_detection.release.canary import fly_canary
     from gun_detection.release.card import write_card
     from gun_detection.release.champion import current_champion, get_model, require_weights
     from gun_detection.release.gate import caution as look_closely
-    from gun_detection.release.gate import explain, judge, record, require_same_data
+    from gun_detection.release.gate import (
+        explain,
+        judge,
+        open_questions,
+        record,
+        require_same_data,
+    )
     from gun_detection.release.pages import approval_text
     from gun_detection.release.policy import load_policy
     from gun_detection.release.rules import Case
@@ -55,14 +62,15 @@ def gate(
         measured = [
             _measured(*both, settings, storage) for both in zip(versions, rows, strict=True)
         ]
-        caution = look_closely(session, model, champion, dataset_id, settings, storage)
-    promotion = promotion or settings.promotion
-    if caution and promotion == "auto":
-        promotion = "approve"
+        unseen = look_closely(session, model, champion, dataset_id, settings, storage)
     # Other processes see the evaluations from here on, and no transaction waits for the canary.
     canary = fly_canary(model.id, dataset_id, measured[0].samples, settings)
     case = Case(measured[0], measured[1] if champion else None, canary)
     verdicts = judge(case, rules)
+    caution = "; ".join(filter(None, [open_questions(verdicts), unseen])) or None
+    promotion = promotion or settings.promotion
+    if caution and promotion == "auto":
+        promotion = "approve"
     with open_session(settings) as session:
         compared = rows[1] if champion else None
         decision = record(session, rows[0], compared, rules, verdicts, origin, promotion)
@@ -91,6 +99,7 @@ def _measured(version: ModelVersion, row: Evaluation, settings: Settings, storag
 
     return Measured(
         model_id=version.id,
+        network=version.config["detector"],
         threshold=version.threshold,
         metrics=row.metrics,
         samples=load_samples(row, settings, storage).items,

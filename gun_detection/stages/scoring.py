@@ -32,13 +32,15 @@ def survey_uploads(
     from gun_detection.release.champion import get_model
     from gun_detection.scoring.plan import survey
     from gun_detection.scoring.sources import choose_sources, load_sources
+    from gun_detection.scoring.watch import find_silent
 
-    sources = choose_sources(load_sources(settings), bucket, prefix)
+    sources = choose_sources(load_sources(settings), settings, bucket, prefix)
     with open_session(settings) as session:
         version = get_model(session, model)
-    found = asdict(
-        survey(kind, version, sources, settings, Storage(settings), prefix or "", listing=listing)
-    )
+    storage = Storage(settings)
+    silent = find_silent(sources, settings, storage) if listing and kind == "new" else {}
+    found = asdict(survey(kind, version, sources, settings, storage, prefix or "", listing=listing))
+    found["unlisted"] = silent | found["unlisted"]
     return found | {
         "text": survey_text(found),
         "confirm": found["planned"] > settings.confirm_images,
@@ -56,13 +58,20 @@ def plan_scoring(
     run_id: str | None = None,
     limit: int | None = None,
 ) -> Json:
-    """Open a scoring run over what was surveyed; its model is pinned from here on."""
+    """Open a scoring run over what was surveyed; its model is pinned from here on.
+
+    It has at most `limit` uploads, by default as many as the survey counted, or as a person is not
+    asked about. Raises `TerminalError` (RUN_ENDED) for a `run_id` whose run has ended.
+    """
     from gun_detection.release.champion import get_model
     from gun_detection.scoring.plan import Survey, open_run
     from gun_detection.scoring.sources import choose_sources, load_sources
 
-    sources = choose_sources(load_sources(settings), bucket, prefix)
+    sources = choose_sources(load_sources(settings), settings, bucket, prefix)
     found = Survey(**{name: surveyed[name] for name in Survey.__dataclass_fields__})
+    if limit is None:
+        # More may wait by now than anybody agreed to.
+        limit = max(found.planned, surveyed["confirm_images"])
     with open_session(settings) as session:
         plan = open_run(
             found,
@@ -92,9 +101,12 @@ def score_shard(
 
 def finish_scoring(settings: Settings, run_id: str) -> Json:
     """Close a scoring run; raises `FailureBudgetError` when something is wrong with it."""
+    from gun_detection.database.models import ScoringRun
     from gun_detection.scoring.runs import finish_run
 
     summary = asdict(finish_run(run_id, settings))
+    with open_session(settings) as session:
+        summary["by_hand"] = session.get_one(ScoringRun, run_id).survey.get("by_hand", [])
     return summary | {"text": run_text(summary), "run_url": run_url(settings, run_id)}
 
 

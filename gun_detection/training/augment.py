@@ -27,7 +27,7 @@ _LEAST_LEFT = 1 / 3
 
 
 class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
-    """Samples by (epoch, index); the random changes of each follow from these and the seed.
+    """Samples by draw; the random changes of each follow from the draw and the seed.
 
     So a resumed training sees what the undisturbed one saw, with any number of workers.
     Boxes stay inside the picture and have an area; one that a crop leaves nothing of is gone.
@@ -60,10 +60,11 @@ class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
         )
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
-        epoch, index = draw
+        epoch, index, repeat = draw
         image, target = self._dataset[index]
+        seed = mix(self._seed, epoch, index)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(self._seed, epoch, index))
+            torch.manual_seed(mix(seed, repeat) if repeat else seed)
             transform = self._strong
             strong = epoch < self._plain_from
             if strong and self._cutouts and float(torch.rand(())) < self._paste:

@@ -9,13 +9,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gun_detection.detector.architectures import DetectorConfig
+from gun_detection.detector.weights import NAMED_WEIGHTS, read_weights
 from gun_detection.errors import SettingsError
 from gun_detection.evaluation.threshold import OperatingTarget
 from gun_detection.settings import Settings
+from gun_detection.storage import Storage
 
 
 class Augmentation(BaseModel):
-    """Random changes of the training pictures; each sample's depend on seed, epoch and index."""
+    """Random changes of the training pictures, other ones each time that a picture is drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,6 +62,11 @@ class TrainingConfig(BaseModel):
     detector: DetectorConfig = DetectorConfig()
     initial_weights: str = Field(
         "coco", description="`coco`, `imagenet`, `none`, or a file or S3 URI of weights."
+    )
+    initial_weights_sha256: str | None = Field(
+        None,
+        description="The sha256 of that file or object, by itself what it holds when the training "
+        "is asked for; other weights are refused.",
     )
     frozen_stages: int = Field(
         0, ge=0, description="Stages of the backbone, from the stem on, that do not learn."
@@ -130,7 +137,9 @@ class TrainingConfig(BaseModel):
 
     def hash(self) -> str:
         """The identity of the recipe: equal recipes, equal hash."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        # What is not there has no part in it: models from before this value had keep their hash.
+        absent = {"initial_weights_sha256"} if self.initial_weights_sha256 is None else set()
+        return hashlib.sha256(self.model_dump_json(exclude=absent).encode()).hexdigest()
 
 
 _SMALL = DetectorConfig(architecture="resnet18_fpn", norm="trainable")
@@ -212,7 +221,8 @@ def resolve_config(
 ) -> TrainingConfig:
     """A preset with the settings' and then the given overrides (`detector.max_size` style names).
 
-    Raises `SettingsError` naming the value at fault.
+    Raises `SettingsError` naming the value at fault, `NotFoundError` for initial weights that are
+    not there, and what reading them raises.
     """
     name = preset or settings.training_preset
     if name not in PRESETS:
@@ -232,11 +242,17 @@ def resolve_config(
             raise SettingsError(f"unknown training value {key!r}: see `gun-detection train --help`")
         target[last] = value
     try:
-        return TrainingConfig.model_validate(values)
+        config = TrainingConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise SettingsError(f"training value {where}: {first['msg']}") from None
+    if config.initial_weights in NAMED_WEIGHTS or config.initial_weights_sha256 is not None:
+        return config
+    # Other weights under the same name make another model.
+    data = read_weights(config.initial_weights, Storage(settings))
+    sha256 = hashlib.sha256(data).hexdigest()
+    return config.model_copy(update={"initial_weights_sha256": sha256})
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -327,6 +343,9 @@ that is not finite stops it with the sha256 of the pictures of that batch. A tra
 and gradients rise and stay up goes back to the last good checkpoint once, with a lower rate. Where
 the GPU's memory is too small, steps are computed in parts, and the record says so. With several
 GPUs one process for each trains the model together (`GUN_DETECTION_TRAINING_PROCESSES`).
+
+Initial weights from a file or S3 URI count by their sha256: other weights in the same place make
+another recipe. All workers have to see the file, as `check_need` reads it, too.
 """
 
 if __name__ == "__main__":

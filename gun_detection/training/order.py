@@ -11,8 +11,9 @@ from gun_detection.datasets.manifest import Entry, source_of
 from gun_detection.training.config import TrainingConfig
 from gun_detection.training.seeds import mix
 
-# An index with the epoch that it is read in: the sample's augmentation depends on both.
-Draw = tuple[int, int]
+# The epoch, the index, and how many times that was drawn before in this epoch: the sample's
+# augmentation depends on all three.
+Draw = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,16 @@ class Order:
         drawn = self._draw(generator)
         if self.by_aspect:
             drawn = self._grouped(drawn)
-        size, more = divmod(len(drawn), self.steps)
+        seen = Counter[int]()
+        draws: list[Draw] = []
+        for index in drawn:
+            draws.append((epoch, index, seen[index]))
+            seen[index] += 1
+        size, more = divmod(len(draws), self.steps)
         batches, start = [], 0
         for number in range(self.steps):
             stop = start + size + (number < more)
-            batches.append([(epoch, index) for index in drawn[start:stop]])
+            batches.append(draws[start:stop])
             start = stop
         if self.by_aspect:
             mixed = torch.randperm(self.steps, generator=generator).tolist()

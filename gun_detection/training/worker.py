@@ -61,7 +61,8 @@ def run(
     device = select_device(settings.device)
     torch.manual_seed(config.seed)
     model = build_detector(config.detector)
-    initialize(model, config.detector, config.initial_weights, storage)
+    sha256 = config.initial_weights_sha256
+    initialize(model, config.detector, config.initial_weights, storage, sha256=sha256)
     training = Training(
         model,
         config,

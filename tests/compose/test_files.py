@@ -175,16 +175,33 @@ def test_library_settings_are_known_and_valid(
 def test_queue_for_the_gpu_is_served_with_and_without_one(
     project: Path, compose: Compose, services: dict[str, Any]
 ) -> None:
-    def queues(service: dict[str, Any]) -> str:
+    def served(service: dict[str, Any], option: str = "--queues") -> str:
         command = service["command"]
-        return str(command[command.index("--queues") + 1])
+        return str(command[command.index(option) + 1])
 
-    assert queues(services["worker"]) == "default,gpu"
-    assert queues(services["worker-gpu"]) == "gpu"
+    assert served(services["worker"]) == "default,gpu"
+    assert served(services["worker-gpu"]) == "gpu"
+    assert served(services["worker-gpu"], "--concurrency") == "1"
     devices = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
-    plain = yaml.safe_load(compose(project, "config", WORKER_QUEUES="default").stdout)
-    assert queues(plain["services"]["worker"]) == "default"
+    given = {"WORKER_QUEUES": "default", "GPU_CONCURRENCY": "4", "COMPOSE_PROFILES": "gpu"}
+    plain = yaml.safe_load(compose(project, "config", **given).stdout)["services"]
+    assert served(plain["worker"]) == "default"
+    assert served(plain["worker-gpu"], "--concurrency") == "4"
+
+
+def test_tasks_outlive_a_full_worker_and_an_api_server_that_starts_again(
+    services: dict[str, Any],
+) -> None:
+    airflow = [one for name, one in services.items() if re.match("airflow-|worker", name)]
+    assert len(airflow) == 7
+    for service in airflow:
+        given = service["environment"]
+        # As long as a training may take: whatever waits for its slot fails after three times that.
+        assert given["AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT"] == "86400"
+        assert int(given["AIRFLOW__WORKERS__EXECUTION_API_RETRIES"]) > 5
+        # The workers are the limit, and no number of tasks over all of them.
+        assert int(given["AIRFLOW__CORE__PARALLELISM"]) == 128
 
 
 def test_what_not_everyone_needs_runs_only_where_it_is_asked_for(services: dict[str, Any]) -> None:

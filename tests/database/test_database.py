@@ -70,6 +70,35 @@ def test_decisions_of_the_first_gate_are_read_as_those_of_today(settings: Settin
     ]
 
 
+def test_what_waits_to_be_judged_anew_is_deferred_from_the_start(settings: Settings) -> None:
+    with open_engine(settings).begin() as connection:
+        connection.execute(text("CREATE SCHEMA old"))
+        connection.execute(text("SET LOCAL search_path TO old"))
+        config = Config()
+        config.set_main_option("script_location", str(database._MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0006")
+        connection.execute(text(_JUDGED_BEFORE))
+        command.upgrade(config, "head")
+        found = connection.execute(text("SELECT key, deferred FROM upload ORDER BY key")).all()
+        connection.execute(text("DROP SCHEMA old CASCADE"))
+    assert found == [("judged", True), ("new", False)]
+
+
+_JUDGED_BEFORE = """
+    INSERT INTO model_version (id, architecture, config, config_hash, code_version,
+                               weights_key, weights_sha256, threshold, training)
+    VALUES ('m', '', '{}', '', '', '', '', 0.5, '{}');
+    INSERT INTO scoring_run (id, model_id, bucket, prefix, threshold, planned, left_over)
+    VALUES ('r', 'm', '', '', 0.5, 1, 0);
+    INSERT INTO shard (run_id, number, upload_ids) VALUES ('r', 0, '{1}');
+    INSERT INTO upload (bucket, key, etag, size, uploaded_at)
+    VALUES ('b', 'judged', '', 1, now()), ('b', 'new', '', 1, now());
+    INSERT INTO ledger (upload_id, model_id, run_id, shard_id, attempt, outcome, reason, stale)
+    VALUES (1, 'm', 'r', 1, 1, 'quarantined', 'CRASHED', true);
+"""
+
+
 @pytest.mark.parametrize(
     ("revision", "remedy"),
     [(None, "gun-detection db upgrade"), ("9999", "install the version of gun-detection")],

@@ -9,6 +9,7 @@ from gun_detection.datasets.labels import (
     load_json,
     parse_coco,
     parse_counted_text,
+    parse_name_lines,
     parse_voc,
     parse_yolo,
     parse_yolo_names,
@@ -75,7 +76,12 @@ def test_yolo_names_narrow_the_classes_to_guns() -> None:
     [
         (b"names: {0: gun, 1: phone}", {0: "gun", 1: "phone"}),
         (b"names: [a]\nnc: 1", {0: "a"}),
+        (b"names: [no, 9, yes]", {0: "no", 1: "9", 2: "yes"}),
+        (b"names: !!int ''", {}),
+        (b"when: !!timestamp soon\nnames: !whatever {'0': gun}", {0: "gun"}),
         (b"nc: 1", {}),
+        (b"names:", {}),
+        (b"names", {}),
         (b"", {}),
     ],
 )
@@ -83,7 +89,33 @@ def test_yolo_names(text: bytes, names: dict[int, str]) -> None:
     assert parse_yolo_names(text) == names
 
 
-@pytest.mark.parametrize("data", [b"names: [", b"[" * 5000, b"names: " + b"1" * 5000])
+def test_a_class_on_each_line() -> None:
+    assert parse_name_lines("\ufeffknife\r\n\r\n Handgun \n\n".encode()) == {
+        0: "knife",
+        2: "Handgun",
+    }
+    assert parse_name_lines(b"\n") == {}
+    with pytest.raises(LabelError, match="UTF-8"):
+        parse_name_lines(b"\xff\xfe")
+
+
+# Written out, its last line would have ten to the power of forty items.
+BOMB = "\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{f'*a{n - 1},' * 10}]" for n in range(1, 41))])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"names: [",
+        b"[" * 5000,
+        b"names: " + b"1" * 5000,
+        b"names: {" + b"1" * 5000 + b": gun}",
+        b"names: {gun: 0}",
+        b"names: [[gun]]",
+        b"names: &a [*a]",
+        f"{BOMB}\nnames: *a40".encode(),
+    ],
+)
 def test_yolo_names_that_are_not_yaml(data: bytes) -> None:
     with pytest.raises(LabelError, match=r"data\.yaml"):
         parse_yolo_names(data)

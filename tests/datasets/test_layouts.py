@@ -177,6 +177,57 @@ def test_a_single_data_yaml_beside_all_labels_names_their_classes(tmp_path: Path
     assert len(label.boxes) == 1
 
 
+KNIFE_THEN_GUN = {
+    "images/a.jpg": "",
+    "labels/a.txt": YOLO + "1 0.5 0.5 0.2 0.2\n",
+    "images/b.jpg": "",
+    "labels/b.txt": "",
+}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"guns.yaml": "path: .\nnames: {0: knife, 1: gun}"},
+        {"labels/guns.yml": "names: [knife, gun]", "hyp.yaml": "lr0: 0.1"},
+        {"classes.txt": "knife\ngun\n"},
+        {"labels/classes.txt": "knife\r\ngun\r\n", "guns.yaml": "names: ["},
+        {"obj.names": "knife\ngun", "obj.data": "classes = 2", "train.txt": "images/a.jpg"},
+        {"labels/_darknet.labels": "knife\ngun"},
+        {"obj.names": "knife\ngun\n", "classes.txt": "knife\ngun", "a.yaml": "!x {names: !y 3}"},
+        {"data.yaml": "names: [knife, gun]", "labels/classes.txt": "dog\nperson"},
+        {"data.yaml": "nc: 2", "classes.txt": "knife\ngun"},
+        {"classes.txt": "knife\ngun", "other/classes.txt": "gun\nknife"},
+        {"guns.yaml": "names: [knife, gun]", "guns.yaml.bak": "", "big.yaml": "# " + "x" * 2**20},
+    ],
+)
+def test_other_files_name_classes_where_no_data_yaml_does(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    samples = find_samples(write(tmp_path, KNIFE_THEN_GUN | files), MAX)
+    assert outcomes(samples) == {"images/a.jpg": [[4, 4, 6, 6]], "images/b.jpg": []}
+    label = samples[0].label()
+    assert isinstance(label, Label)
+    assert label.classes == (("knife", False), ("gun", True))
+
+
+def test_a_single_class_without_a_name_is_a_gun(tmp_path: Path) -> None:
+    other = {"labels/b.txt": "", "labels/c.txt": "3 0.5\n", "images/c.jpg": ""}
+    files = {"images/a.jpg": "", "labels/a.txt": "7" + YOLO[1:], "images/b.jpg": ""} | other
+    assert outcomes(find_samples(write(tmp_path, files), MAX)) == {
+        "images/a.jpg": [[1, 2, 4, 6]],
+        "images/b.jpg": [],
+        "images/c.jpg": "BAD_LABEL",
+    }
+
+
+def test_a_picture_may_be_called_classes(tmp_path: Path) -> None:
+    files = {"a.jpg": "", "a.txt": YOLO, "classes.jpg": "", "classes.txt": YOLO}
+    boxes = [[1, 2, 4, 6]]
+    samples = find_samples(write(tmp_path, files), MAX)
+    assert outcomes(samples) == {"a.jpg": boxes, "classes.jpg": boxes}
+
+
 def coco(name: str, category: str | None) -> str:
     named = {"categories": [{"id": 1, "name": category}]} if category else {}
     return json.dumps(
@@ -248,6 +299,29 @@ def test_crowds_of_guns_leave_their_picture_out(tmp_path: Path) -> None:
             "AMBIGUOUS_LAYOUT",
         ),
         ({"a.jpg": "", "a.txt": YOLO, "data.yaml": "names: [dog, cat]"}, "UNKNOWN_CLASSES"),
+        ({"a.jpg": "", "a.txt": YOLO, "classes.txt": "dog\ncat"}, "UNKNOWN_CLASSES"),
+        (KNIFE_THEN_GUN, "UNKNOWN_CLASSES"),
+        (KNIFE_THEN_GUN | {"guns.yaml": "names: [knife"}, "UNKNOWN_CLASSES"),
+        (KNIFE_THEN_GUN | {"elsewhere/guns.yaml": "names: [knife, gun]"}, "UNKNOWN_CLASSES"),
+        (
+            KNIFE_THEN_GUN | {f"{number}.yaml": "names: [knife, gun]" for number in range(99)},
+            "UNKNOWN_CLASSES",
+        ),
+        (
+            KNIFE_THEN_GUN | {"classes.txt": "knife\ngun", "guns.yaml": "names: [gun, knife]"},
+            "AMBIGUOUS_LAYOUT",
+        ),
+        (KNIFE_THEN_GUN | {"classes.txt": "x" * (2**20 + 1)}, "BAD_LABEL"),
+        (
+            {
+                "a/1.jpg": "",
+                "a/1.txt": YOLO,
+                "a/classes.txt": "gun",
+                "b/1.jpg": "",
+                "b/1.txt": YOLO,
+            },
+            "AMBIGUOUS_LAYOUT",
+        ),
         (
             {
                 "a.jpg": "",
@@ -255,6 +329,10 @@ def test_crowds_of_guns_leave_their_picture_out(tmp_path: Path) -> None:
                 "a.json": coco("a.jpg", "dog"),
                 "b.json": coco("b.jpg", "cat"),
             },
+            "UNKNOWN_CLASSES",
+        ),
+        (
+            {"a.jpg": "", "b.jpg": "", "a.json": coco("a.jpg", None), "b.json": COCO},
             "UNKNOWN_CLASSES",
         ),
         ({"a.jpg": ""} | {f"{n}.json": "{}" for n in range(20)}, "UNKNOWN_LAYOUT"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import MultiScaleRoIAlign, nms
 
 from gun_detection.detector import cuda, proposals
 from gun_detection.detector.architectures import (
@@ -18,6 +18,7 @@ from gun_detection.detector.cuda import CudaDetector
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.fusion import _ConvolutionReLU, fuse
 from gun_detection.detector.inference import Predictor
+from gun_detection.detector.roi_align import GatherRoIAlign
 
 CPU = torch.device("cpu")
 
@@ -77,6 +78,21 @@ def test_shapes_in_turn_keep_their_anchors(monkeypatch: pytest.MonkeyPatch) -> N
         [expected], [found] = usual([image]), tuned([image])
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+
+
+def test_a_strip_changes_nothing_in_the_pictures_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a GPU.
+    monkeypatch.setattr(GatherRoIAlign, "_gathered", MultiScaleRoIAlign.forward)
+    torch.manual_seed(0)
+    model = build_detector(DetectorConfig(architecture="resnet18_fpn")).eval()
+    strip, usual = pictures((90, 728), (100, 150))
+    for kind in (lambda model: model, lambda model: CudaDetector(model, torch.float32)):
+        fresh, used = (Predictor(kind(deepcopy(model)), CPU, 0.0) for _ in range(2))
+        [expected] = fresh([usual])
+        used([strip])
+        [found] = used([usual])
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -4,7 +4,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
 from gun_detection.detector.architectures import ARCHITECTURES, DetectorConfig, build_detector
-from gun_detection.detector.roi_align import GatherRoIAlign
+from gun_detection.detector.roi_align import PADDED_TO, GatherRoIAlign
 
 SHAPES = [(96, 128), (90, 120)]
 # Tiny, whole, past every edge, of no width, on each level.
@@ -14,11 +14,11 @@ BOXES = [
 ]
 
 
-def features(channels: int = 6) -> dict[str, Tensor]:
+def features(height: int = 24, width: int = 32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
         str(level): torch.rand(
-            2, channels, 24 >> level, 32 >> level, generator=generator, requires_grad=True
+            2, 6, height >> level, width >> level, generator=generator, requires_grad=True
         )
         for level in range(3)
     }
@@ -48,11 +48,29 @@ def test_no_boxes_and_the_order_in_memory() -> None:
     assert torch.equal(pool(maps, some, SHAPES), pool(last, some, SHAPES))
 
 
+@pytest.mark.parametrize("strip", [(40, 320), (320, 40)], ids=["wide", "tall"])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_strips_are_pooled_by_the_padded_size_and_leave_no_trace(
+    device: str, strip: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device == "gpu":
+        monkeypatch.setattr(GatherRoIAlign, "_gathered", MultiScaleRoIAlign.forward)
+    pool = GatherRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=56)
+    for shape in (strip, (96, 128), strip):
+        padded = -(-shape[0] // PADDED_TO) * PADDED_TO, -(-shape[1] // PADDED_TO) * PADDED_TO
+        maps = features(padded[0] // 4, padded[1] // 4)
+        theirs = MultiScaleRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=56)
+        expected = theirs(maps, BOXES, [padded] * 2)
+        found = pool(maps, BOXES, [shape] * 2)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_detector_has_it(name: str) -> None:
     model = build_detector(DetectorConfig(architecture=name))
     pool = model.roi_heads.box_roi_pool
     assert isinstance(pool, GatherRoIAlign)
+    assert model.transform.size_divisible == PADDED_TO
     with torch.inference_mode():
         maps = model.backbone(torch.rand(1, 3, 96, 128))
         boxes = [torch.tensor([[5.0, 5.0, 60.0, 80.0], [0, 0, 128, 96]])]

@@ -124,6 +124,16 @@ def test_initial_weights_that_are_not_there_say_what_to_set() -> None:
         initialize(build_detector(SMALL), SMALL, "coco", None)
 
 
+def test_other_initial_weights_than_those_meant_are_refused(tmp_path: Path) -> None:
+    data, sha256 = serialize(build_detector(SMALL), SMALL)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(data)
+    assert initialize(build_detector(SMALL), SMALL, str(path), None, sha256=sha256)
+    with pytest.raises(ModelError, match="other weights") as caught:
+        initialize(build_detector(SMALL), SMALL, str(path), None, sha256="0" * 64)
+    assert caught.value.reason == "SHA256_MISMATCH"
+
+
 def test_detections_are_inside_ordered_and_solid() -> None:
     torch.manual_seed(1)
     [found] = Predictor(build_detector(SMALL), torch.device("cpu"), 0.0)([PIXELS])

@@ -50,3 +50,17 @@ def test_services_get_the_proxies_of_the_shell(monkeypatch: pytest.MonkeyPatch) 
     assert environment["all_proxy"] == "http://proxy.example:3128"
     # httpx cannot even begin with it.
     assert "ALL_PROXY" not in environment
+
+
+@pytest.mark.usefixtures("directory")
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, "4"), ("1", "4"), ("8", "10"), ("many", "4")]
+)
+def test_all_shards_at_once_have_a_worker(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GUN_DETECTION_SCORING_TASKS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("GUN_DETECTION_SCORING_TASKS", given)
+    # A wrong number stops no `down`: it is for `up` to refuse.
+    assert Stack(load_platform()).environment["AIRFLOW__CORE__PARALLELISM"] == expected

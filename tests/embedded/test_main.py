@@ -12,7 +12,9 @@ from urllib.request import proxy_bypass_environment
 import pytest
 
 import embedded.__main__
-from embedded.config import REPOSITORY, Ports, port_variable
+from embedded.config import REPOSITORY, Ports, load_platform, port_variable
+from embedded.processes import write_service
+from embedded.stack import Stack
 
 
 @pytest.fixture
@@ -54,7 +56,10 @@ def test_a_taken_port_is_one_clear_line(variables: dict[str, str]) -> None:
 
 def test_the_environment_is_for_a_shell(variables: dict[str, str], directory: Path) -> None:
     exports = _run(variables, "env").stdout
-    script = f"{exports}\necho $GUN_DETECTION_HOME; echo $AIRFLOW_HOME; command -v airflow"
+    script = (
+        f"{exports}\necho $GUN_DETECTION_HOME; echo $AIRFLOW_HOME; "
+        "command -v airflow; psql --version"
+    )
     done = subprocess.run(
         ["/bin/bash", "-eu", "-c", script],
         capture_output=True,
@@ -62,11 +67,41 @@ def test_the_environment_is_for_a_shell(variables: dict[str, str], directory: Pa
         check=True,
         env={"PATH": ""},
     )
-    assert done.stdout.splitlines() == [
+    *lines, version = done.stdout.splitlines()
+    assert lines == [
         str(directory / "home"),
         str(directory / "airflow"),
         str(Path(sys.executable).with_name("airflow")),
     ]
+    assert version.startswith("psql (PostgreSQL) 18")
+
+
+def test_the_shell_gets_the_settings_that_the_services_have(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = """it's $(reboot) `id` "a"\nb.yaml"""
+    monkeypatch.setenv("GUN_DETECTION_KEEP_MODELS", "50")
+    monkeypatch.setenv("GUN_DETECTION_GATE_POLICY", policy)
+    monkeypatch.setenv("GUN_DETECTION_DATA_BUCKET", "mine")
+    monkeypatch.setenv("KAGGLE_KEY", "hidden")
+    # As the last start wrote them, at other ports.
+    stack = Stack(load_platform())
+    for services in stack.groups.values():
+        for service in services:
+            write_service(service, stack.platform.services)
+    exports = _run(variables, "env").stdout
+    assert "KAGGLE" not in exports
+    shown = ("KEEP_MODELS", "GATE_POLICY", "DATA_BUCKET", "S3_ENDPOINT_URL")
+    echo = "; ".join(f'printf "%s\\0" "$GUN_DETECTION_{name}"' for name in shown)
+    done = subprocess.run(
+        ["/bin/bash", "-eu", "-c", f"{exports}\n{echo}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": ""},
+    )
+    address = f"http://127.0.0.1:{variables['PLATFORM_S3_PORT']}"
+    assert done.stdout.split("\0") == ["50", policy, "gun-detection-data", address, ""]
 
 
 def test_the_shell_reaches_the_platform_behind_a_proxy(variables: dict[str, str]) -> None:

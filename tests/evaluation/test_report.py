@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -75,6 +76,18 @@ def test_slices_count_every_picture_once_and_guns_by_size() -> None:
     assert slices["number of guns", "0"].false_positives_per_image == 1
     assert slices["number of guns", "0"].ap50 is None
     assert slices["brightness", "dark (below 80)"].images == 1
+
+
+def test_slices_of_two_scenes_have_no_intervals() -> None:
+    seen, missed, free = picture([GUN], (GUN, 0.9)), picture([GUN]), picture([], (OTHER, 0.8))
+    for scenes, known in ((1, False), (2, False), (3, True)):
+        rows = [sample(seen if i % 2 else missed, str(i)) for i in range(9)]
+        rows = [replace(row, group=str(i % scenes)) for i, row in enumerate(rows)]
+        slices = compute_slices([*rows, *(sample(free, f"free-{i}") for i in range(9))], 0.5)
+        found = {item.property: item for item in slices if item.boxes}
+        assert (found["size of the gun"].recall_interval is not None) is known
+        assert (found["source"].recall_interval is not None) is known
+        assert (found["source"].ap50_interval is not None) is known
 
 
 def test_measured_samples_survive_being_stored() -> None:

@@ -4,7 +4,8 @@
 id it lists the uploads instead, as the first task of a run does. `FAULT` holds JSON:
 the `point`, the `signal` that is sent there or the seconds by which the clock jumps (`jump`), at
 which passing (`nth`), and a `marker`: a file that is made before, so that only one process is
-struck. `POISON` is the sha256 of pixels: whoever looks at them dies, each time; `*` is all pixels.
+struck. `POISON` are sha256 of pixels, with commas between them: whoever looks at those dies, each
+time; `*` is all pixels.
 `PACKAGE` is a file of the engine's package, with its sha256, that is fetched before, and `PAUSES`
 are those for which a database that is away is waited for.
 """
@@ -35,7 +36,7 @@ from gun_detection.storage import Storage
 from tests.scoring.simulated import Simulated
 
 FAULT: dict[str, Any] = json.loads(os.environ.get("FAULT", "{}"))
-POISON = os.environ.get("POISON", "")
+POISON = os.environ.get("POISON", "").split(",")
 PACKAGE: list[str] = json.loads(os.environ.get("PACKAGE", "[]"))
 _passed = 0
 # Several threads reach the same point.
@@ -84,7 +85,7 @@ class Mortal(Simulated):
 
     def __call__(self, images: Any) -> list[Detections]:
         for image in images:
-            if POISON in ("*", hashlib.sha256(image.tobytes()).hexdigest()):
+            if "*" in POISON or hashlib.sha256(image.tobytes()).hexdigest() in POISON:
                 die(signal.SIGSEGV)
         results = super().__call__(images)
         reach("infer")

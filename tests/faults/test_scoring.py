@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,12 @@ from gun_detection.errors import (
 from gun_detection.images import DecodeLimits, decode
 from gun_detection.scoring import pipeline, supervise
 from gun_detection.scoring.leases import claim_shard
+from gun_detection.scoring.plan import Plan
 from gun_detection.scoring.runs import finish_run
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.faults.conftest import PICTURES, check
-from tests.scoring.conftest import count, rows, upload
+from tests.scoring.conftest import count, outcomes, picture, rows, upload
 from tests.scoring.simulated import Simulated
 
 POINTS = ("lease", "read", "decode", "infer", "copy", "upsert", "written", "acknowledge")
@@ -99,6 +101,31 @@ def test_a_picture_that_kills_is_quarantined_and_the_shard_goes_on(
     assert rows(settings, "SELECT attempt FROM shard") == [(4,)], "three deaths, then the end"
 
 
+def test_more_pictures_that_kill_than_can_be_keep_nothing_newer_waiting(
+    shard: int,
+    plan: Callable[..., Plan],
+    settings: Settings,
+    storage: Storage,
+    pictures: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervise, "_MOST_CONDEMNED", 1)
+    deadly = ("n10", "n11", "n12")
+    limits = DecodeLimits.from_settings(settings)
+    pixels = [decode(pictures[name], limits).pixels.tobytes() for name in deadly]
+    monkeypatch.setenv("POISON", ",".join(hashlib.sha256(data).hexdigest() for data in pixels))
+    with pytest.raises(TerminalError, match="more than bad pictures"):
+        supervise.score_shard(settings, shard)
+    upload(storage, settings, new=picture(PICTURES))
+    [following] = plan().shard_ids
+    with pytest.raises(TerminalError, match="more than bad pictures"):
+        supervise.score_shard(settings, following)
+    assert outcomes(settings)["new"] == "scored"
+    assert {key for (key,) in rows(settings, "SELECT key FROM unscored_uploads")} == {
+        f"{name}.jpg" for name in deadly
+    }
+
+
 def test_a_worker_that_dies_before_it_gets_anywhere_is_not_started_for_ever(
     shard: int, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,8 +147,10 @@ def test_a_worker_that_dies_of_every_picture_is_no_matter_of_pictures(
     monkeypatch.setenv("POISON", "*")
     with pytest.raises(TerminalError, match="more than bad pictures"):
         supervise.score_shard(settings, shard)
-    reasons = "SELECT DISTINCT stale, pending FROM ledger JOIN upload ON upload.id = upload_id"
-    assert rows(settings, reasons) == [(True, True)]
+    states = (
+        "SELECT DISTINCT stale, pending, deferred FROM ledger JOIN upload u ON u.id = upload_id"
+    )
+    assert rows(settings, states) == [(True, True, True)]
 
 
 def test_what_the_worker_raises_is_raised_and_its_lease_is_free(

@@ -137,7 +137,35 @@ def test_by_hand_is_left_to_people(platform: RunningPlatform, champion: dict[str
     result = run(platform, "retrain", candidate(champion, 23, "manual"))
     assert (result["gate"]["passed"], result["promote"]) == (True, "skipped")
     log = platform.airflow.task_log("retrain", result["run_id"], "approve")
-    assert f"gun-detection promote {result['train']['model_id']}" in log
+    model = result["train"]["model_id"]
+    assert f"gun-detection promote {model}" in log
+    assert champion_now(platform) == before
+    [told] = platform.receiver.about(model)
+    assert told.startswith(f"*{model} passed the gate and is promoted by hand*")
+
+
+def test_a_decision_after_the_question_is_not_answered_with_it(
+    platform: RunningPlatform, champion: dict[str, Any]
+) -> None:
+    before = champion_now(platform)
+    run_id = platform.airflow.trigger("retrain", candidate(champion, 24, "approve"))
+    wait_for_question(platform, run_id)
+    platform.airflow.request(
+        "POST",
+        "/dags/retrain/clearTaskInstances",
+        json={
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": ["gate"],
+            "include_downstream": True,
+            "only_failed": False,
+        },
+    )
+    assert platform.airflow.wait("retrain", run_id) == "failed"
+    tasks = platform.airflow.task_instances("retrain", run_id)
+    attempts = {task["task_id"]: task["try_number"] for task in tasks}
+    log = platform.airflow.task_log("retrain", run_id, "approve", attempt=attempts["approve"])
+    assert "trigger a new run" in log
     assert champion_now(platform) == before
 
 

@@ -36,7 +36,8 @@ def measured(samples: Sequence[Sample], model_id: str = "candidate", **changes: 
     metrics = compute_metrics(matched, THRESHOLD, [item.group for item in samples])
     numbers = metrics.model_dump(mode="json") | {"milliseconds_per_image": 10.0, "device": "cpu"}
     size = int(changes.pop("weights_bytes", 1000))
-    return Measured(model_id, THRESHOLD, numbers | changes, samples, size)
+    network = {"architecture": changes.pop("architecture", "resnet18_fpn")}
+    return Measured(model_id, network, THRESHOLD, numbers | changes, samples, size)
 
 
 def case(

@@ -14,6 +14,8 @@ from gun_detection.database.models import GateDecision
 from gun_detection.datasets.synthetic import draw_pictures
 from gun_detection.release import canary
 from gun_detection.release.champion import promote
+from gun_detection.release.gate import why_again
+from gun_detection.release.pages import decision_page
 from gun_detection.release.registry import publish
 from gun_detection.release.rules import Canary
 from gun_detection.settings import Settings
@@ -27,8 +29,10 @@ Published = Callable[..., str]
 def published(settings: Settings, storage: Storage) -> Published:
     """Publishes a model of a data set, or an imported one; the same seed gives the same weights."""
 
-    def make(seed: int, dataset_id: str | None = None) -> str:
+    def make(seed: int, dataset_id: str | None = None, **network: Any) -> str:
         new = replace(random_model(seed), dataset_id=dataset_id)
+        config = {"detector": new.config["detector"] | network}
+        new = replace(new, config=config, config_hash=f"{seed}-{network}")
         with open_session(settings) as session:
             return publish(new, settings, storage, session).id
 
@@ -46,8 +50,10 @@ def crown(settings: Settings, model: str) -> None:
         promote(session, model, actor="tester", reason="a test")
 
 
-def judge(settings: Settings, model: str, dataset_id: str, **asked: Any) -> dict[str, Any]:
-    judged = stages.gate(settings, model, dataset_id, "trial", **asked)
+def judge(
+    settings: Settings, model: str, dataset_id: str, policy: str = "trial", **asked: Any
+) -> dict[str, Any]:
+    judged = stages.gate(settings, model, dataset_id, policy, **asked)
     assert judged["passed"], judged["explanation"]
     return judged
 
@@ -135,6 +141,38 @@ def test_who_was_rolled_back_does_not_come_back_without_a_person(
     # Who approves it all the same is not asked again by a gate that is tried again.
     stages.promote(settings, second, "bob", "it was the camera", judged["decision_id"])
     assert judge(settings, second, dataset)["promotion"] == "auto"
+
+
+@pytest.mark.parametrize(("asked", "mode"), [("auto", "approve"), ("manual", "manual")])
+def test_a_person_is_asked_what_the_rules_leave_open(
+    published: Published, settings: Settings, tmp_path: Path, asked: str, mode: str
+) -> None:
+    dataset = stages.ingest("synthetic:40:1", settings)["dataset_id"]
+    crown(settings, published(1, dataset))
+    policy = tmp_path / "cheap.yaml"
+    policy.write_text(
+        "rules: [{kind: stored_model}, {kind: times_champion, cost: weights_bytes, limit: 0.9}]"
+    )
+    dear = stages.gate(settings, published(2, dataset), dataset, str(policy), promotion=asked)
+    assert (dear["passed"], dear["caution"]) == (False, None)
+    other = published(2, dataset, max_detections=50)
+    judged = judge(settings, other, dataset, str(policy), promotion=asked)
+    assert judged["promotion"] == mode
+    for text in (judged["caution"], judged["explanation"], judged["approval_text"]):
+        said = text.replace("\\", "")
+        assert "another network than the champion's, which costs 1.0 times as much" in said
+        assert "1.000 (at most 0.900)" in said
+    with open_session(settings) as session:
+        page = decision_page(session, judged["decision_id"])
+        assert "and a person decides" in page
+        assert "and a person decides" not in decision_page(session, dear["decision_id"])
+    card = stages.model_card(settings, other)
+    assert "passed, a person decides" in card["card.html"].decode()
+    assert "passed, a person decides" in card["card.md"].decode()
+    stages.answer(settings, judged["decision_id"], approved=False, actor="ann")
+    with open_session(settings) as session:
+        decision = session.get_one(GateDecision, judged["decision_id"])
+        assert why_again(session, decision) is None
 
 
 def test_auto_asks_where_there_is_a_caution_whoever_chose_it(

@@ -146,10 +146,42 @@ def test_a_slice_that_got_clearly_worse_is_named() -> None:
     rule = {"kind": "slices", "property": "source", "metric": "recall"}
     verdict = judge(case(_sourced(0.9, 0.3), _sourced(0.5, 0.9)), **rule)
     assert verdict.outcome is FAILED
-    assert verdict.note == "worst: b; too few guns in: c"
+    assert verdict.note == "worst: b; too few guns or independent pictures in: c"
     assert judge(case(_sourced(0.9, 0.9), _sourced(0.5, 0.9)), **rule).outcome is PASSED
     none = judge(case(_sourced(0.9, 0.3), _sourced(0.5, 0.9)), **rule, minimum_guns=50)
     assert (none.outcome, none.blocks) == (INSUFFICIENT, False)
+
+
+def test_a_slice_of_a_few_scenes_is_not_shown_to_be_worse() -> None:
+    rule = {"kind": "slices", "property": "source", "metric": "recall"}
+
+    def of_scenes(samples: list[Any], scenes: int) -> list[Any]:
+        return [
+            replace(item, group=f"b-{index % scenes}") if item.properties.source == "b" else item
+            for index, item in enumerate(samples)
+        ]
+
+    for scenes, outcome, few in ((1, PASSED, "b, c"), (9, PASSED, "b, c"), (10, FAILED, "c")):
+        samples = (of_scenes(_sourced(0.9, weak), scenes) for weak in (0.1, 0.9))
+        verdict = judge(case(*samples), **rule)
+        assert verdict.outcome is outcome
+        assert verdict.note.endswith(f"independent pictures in: {few}")
+
+
+def test_a_person_decides_what_another_network_may_cost() -> None:
+    samples = pictures(5, 1.0)
+    champion = measured(samples)
+    for cost, rule in (
+        ({"weights_bytes": 3388}, {"cost": "weights_bytes", "limit": 3}),
+        ({"milliseconds_per_image": 33.88}, {"cost": "milliseconds_per_image", "limit": 2}),
+    ):
+        for network, outcome in (("resnet18_fpn", FAILED), ("resnet50_fpn", Outcome.OPEN)):
+            candidate = measured(samples, architecture=network, **cost)
+            on = Case(candidate, champion, Canary(difference=0.0))
+            verdict = judge(on, kind="times_champion", **rule)
+            assert (verdict.outcome, verdict.blocks) == (outcome, outcome is FAILED)
+        assert "which costs 3.4 times as much" in verdict.note
+        assert judge(on, kind="times_champion", **rule | {"limit": 4}).outcome is PASSED
 
 
 def test_costs_are_compared_on_the_same_device_only() -> None:

@@ -1,6 +1,8 @@
 """People's answers, and two promotions at once."""
 
+import re
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +11,11 @@ from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.database.models import GateDecision
 from gun_detection.errors import GunDetectionError, NotFoundError, ReleaseError, SettingsError
+from gun_detection.release import canary
 from gun_detection.release.champion import get_model
 from gun_detection.release.pages import approval_text, decision_page, models_page, verdict_page
 from gun_detection.release.registry import publish
+from gun_detection.release.rules import Canary
 from gun_detection.release.verdict import Outcome, Verdict
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -142,6 +146,35 @@ def test_the_pages_say_what_was_decided(models: list[str], settings: Settings) -
     row = next(line for line in text.splitlines() if line.startswith("| AP50"))
     assert row.replace("\\|", "").count("|") == 6, "a name cannot add a cell"
     assert "<b>" not in row
+
+
+def test_a_card_names_the_pictures_of_its_numbers(
+    models: list[str], settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "fly_canary", lambda *_: Canary(difference=0.0, compared=8))
+    own, drawn, judged = (
+        stages.ingest(f"synthetic:40:{seed}", settings)["dataset_id"] for seed in (1, 2, 3)
+    )
+    with open_session(settings) as session:
+        new = replace(random_model(1), dataset_id=own)
+        trained = publish(new, settings, storage, session).id
+
+    def numbers_of(model: str) -> str:
+        files = stages.model_card(settings, model)
+        [key] = re.findall(r"held-back pictures of data set (\w+)", files["card.md"].decode())
+        assert f"held-back pictures of data set {key} with" in files["card.html"].decode()
+        return str(key)
+
+    for dataset in (own, drawn):
+        for model in (trained, models[1]):
+            stages.evaluate(settings, model, dataset)
+    assert numbers_of(trained) == own[:16]
+    assert numbers_of(models[1]) == drawn[:16], "an imported model has no data set of its own"
+    stages.gate(settings, trained, judged, "trial")
+    assert numbers_of(trained) == judged[:16]
+    stages.gate(settings, trained, drawn, "trial")
+    stages.evaluate(settings, trained, stages.ingest("synthetic:40:4", settings)["dataset_id"])
+    assert numbers_of(trained) == drawn[:16]
 
 
 def test_a_card_is_written_for_a_model_that_was_not_measured(

@@ -82,7 +82,7 @@ def surveyed(
         *,
         listing: bool = True,
     ) -> tuple[Survey, list[Source]]:
-        sources = choose_sources(load_sources(settings), bucket, prefix)
+        sources = choose_sources(load_sources(settings), settings, bucket, prefix)
         found = survey(kind, model, sources, settings, storage, prefix, listing=listing)
         return found, sources
 

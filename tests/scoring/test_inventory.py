@@ -6,7 +6,7 @@ import json
 import tempfile
 import tracemalloc
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gun_detection import stages
 from gun_detection.errors import GunDetectionError, NotFoundError, SettingsError, TerminalError
-from gun_detection.scoring.inventory import read_inventory
+from gun_detection.scoring.inventory import overdue, read_inventory
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage, StoredObject
 
@@ -164,6 +165,48 @@ def test_below_a_prefix_the_newest_complete_inventory_is_taken(
     for prefix in ("lists/uploads/all", "lists/uploads/all/"):
         listed = read_inventory(storage, f"s3://{bucket}/{prefix}")
         assert [item.key for item in listed] == ["2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("days", "allowed"), [([1], 9), ([1, 2], 3), ([1, 8], 15), ([1, 8, 9], 3), ([1, 2, 9], 15)]
+)
+def test_the_next_inventory_is_overdue_when_two_are_missing_and_a_day_has_passed(
+    days: list[int], allowed: int, publish: Publish, settings: Settings, storage: Storage
+) -> None:
+    for day in days:
+        publish([row(f"{day}.jpg")], date=f"2026-05-{day:02}T00-00Z")
+    newest = datetime(2026, 5, days[-1], tzinfo=UTC)
+    # It is complete only with its checksum.
+    publish([row("late.jpg")], date="2026-06-01T00-00Z")
+    storage.delete(settings.data_bucket, "lists/uploads/all/2026-06-01T00-00Z/manifest.checksum")
+    uri = f"s3://{settings.data_bucket}/lists/uploads/all/"
+    end = newest + timedelta(days=allowed)
+    assert overdue(storage, uri, end) is None
+    why = overdue(storage, uri, end + timedelta(seconds=1))
+    assert why is not None
+    assert f"{uri} is of {newest:%Y-%m-%d} 00:00 UTC" in why
+
+
+def test_an_overdue_inventory_is_read_and_fails_the_night(
+    champion: object, publish: Publish, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    bucket = settings.uploads_bucket
+    publish([row("a.jpg")], source=bucket)
+    path = tmp_path / "sources.yaml"
+    inventory = f"s3://{settings.data_bucket}/lists/uploads/all/"
+    path.write_text(f"buckets: [{{bucket: {bucket}, inventory: '{inventory}'}}]")
+    configured = settings.model_copy(update={"sources_file": path})
+    found = stages.survey_uploads(configured)
+    assert (found["new"], found["planned"]) == (1, 1)
+    assert list(found["unlisted"]) == [f"s3://{bucket}/"]
+    assert f"{inventory} is of 2026-05-01" in found["text"]
+    publish([row("a.jpg")], source=bucket, date=f"{datetime.now(UTC):%Y-%m-%dT00-00Z}")
+    assert stages.survey_uploads(configured)["unlisted"] == {}
+
+
+def test_a_list_that_is_named_itself_has_no_age(publish: Publish, storage: Storage) -> None:
+    for uri in (publish([row("a.jpg")]), "s3://lists/all.csv", "s3://lists/all.parquet"):
+        assert overdue(storage, uri, datetime.now(UTC)) is None
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -158,6 +158,30 @@ def test_an_inventory_that_is_read_again_brings_nothing_back(
     assert note(inventory=inventory).returned == 1
 
 
+def test_a_picture_put_back_while_its_outcome_was_written_is_looked_at_once_more(
+    note: Callable[..., Listed],
+    plan: Callable[..., Plan],
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+) -> None:
+    upload(storage, settings, a=picture())
+    made = plan()
+    storage.delete(settings.uploads_bucket, "a.jpg")
+    score_all(made, settings, storage, engine)
+    [(etag, size)] = rows(settings, "SELECT etag, size FROM upload")
+    put_back = StoredObject(settings.uploads_bucket, "a.jpg", size, etag, datetime.now(UTC))
+    put_back = replace(put_back, last_modified=put_back.last_modified - timedelta(minutes=10))
+    assert note_objects(settings.uploads_bucket, [put_back], settings).returned == 1
+    again = plan(listing=False)
+    assert again.planned == 1
+    score_all(again, settings, storage, engine)
+    assert outcomes(settings) == {"a": "OBJECT_MISSING"}
+    # It is gone after all, and the same inventory is read every night.
+    earlier = replace(put_back, last_modified=put_back.last_modified - timedelta(minutes=6))
+    assert note_objects(settings.uploads_bucket, [earlier], settings).returned == 0
+
+
 def test_days_that_fell_due_in_an_outage_are_listed_after_it(
     note: Callable[..., Listed], settings: Settings, storage: Storage
 ) -> None:

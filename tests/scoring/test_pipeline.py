@@ -303,6 +303,42 @@ def test_small_runs_that_all_go_wrong_fail_together_once_an_hour(
         one(3)
 
 
+def test_a_large_good_night_does_not_hide_that_all_goes_wrong_since(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    def one(number: int) -> RunSummary:
+        bad = {f"{number}-{n}": b"bad %d %d" % (number, n) for n in range(6)}
+        upload(storage, settings, **bad)
+        made = plan()
+        score_all(made, settings, storage, engine)
+        return finish_run(made.run_id, settings)
+
+    upload(storage, settings, good=picture())
+    night = plan()
+    score_all(night, settings, storage, engine)
+    finish_run(night.run_id, settings)
+    rows(
+        settings,
+        "UPDATE scoring_run SET scored = 100000, finished_at = now() - interval '5 hours' "
+        "RETURNING id",
+    )
+    one(0)
+    with pytest.raises(FailureBudgetError, match="12 of 12 uploads of an hour"):
+        one(1)
+    one(2)
+
+
+def test_bad_pictures_of_a_run_that_goes_on_are_no_failure_of_a_small_one(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, **{f"n{n}": b"bad %d" % n for n in range(12)})
+    score_all(plan(run_id="night"), settings, storage, engine)
+    upload(storage, settings, bad=b"bad")
+    made = plan()
+    score_all(made, settings, storage, engine)
+    assert finish_run(made.run_id, settings).quarantined == 1
+
+
 def test_what_is_judged_several_times_a_day_counts_once(
     plan: Planned, engine: Simulated, settings: Settings, storage: Storage
 ) -> None:

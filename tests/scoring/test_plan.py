@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from gun_detection import stages
 from gun_detection.database import open_session
-from gun_detection.errors import NotFoundError, SettingsError
+from gun_detection.database.models import ModelVersion
+from gun_detection.errors import (
+    FailureBudgetError,
+    NotFoundError,
+    SettingsError,
+    TerminalError,
+)
 from gun_detection.release.registry import publish
+from gun_detection.scoring.pages import run_page
 from gun_detection.scoring.plan import Plan, Survey, cut
+from gun_detection.scoring.runs import finish_run
 from gun_detection.scoring.sources import Source
-from gun_detection.scoring.words import duration, survey_text
+from gun_detection.scoring.words import duration, run_text, survey_text
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
@@ -111,6 +120,80 @@ def test_planning_a_run_again_gives_the_plan_that_was_made(
     again = plan(run_id="night")
     assert again == first
     assert again.planned == 1
+
+
+def test_a_run_that_has_ended_is_not_planned_anew(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, a=picture())
+    made = plan(run_id="night")
+    score_all(made, settings, storage, engine)
+    finish_run("night", settings)
+    upload(storage, settings, b=picture(1))
+    with pytest.raises(TerminalError, match="trigger a new one") as caught:
+        plan(run_id="night")
+    assert caught.value.reason == "RUN_ENDED"
+    # As after single tasks were cleared.
+    score_all(made, settings, storage, engine)
+    assert finish_run("night", settings).scored == 1
+
+
+def test_a_run_takes_no_more_than_was_asked_about(
+    surveyed: Surveyed, settings: Settings, storage: Storage
+) -> None:
+    few = settings.model_copy(update={"confirm_images": 3})
+
+    def planned(before: int, meanwhile: int, name: str) -> int:
+        upload(storage, settings, **{f"{name}{number}": b"x" for number in range(before)})
+        found = stages.survey_uploads(few)
+        assert found["confirm"] == (found["planned"] > 3)
+        upload(storage, settings, **{f"{name}-{number}": b"x" for number in range(meanwhile)})
+        surveyed()
+        return int(stages.plan_scoring(few, found)["planned"])
+
+    assert planned(2, 4, "a") == 3, "nobody was asked"
+    # Two, four and one.
+    assert planned(1, 4, "b") == 7, "somebody agreed to seven"
+
+
+def test_a_bucket_by_hand_is_planned_whatever_other_surveys_say_meanwhile(
+    surveyed: Surveyed, champion: ModelVersion, settings: Settings, storage: Storage
+) -> None:
+    storage.ensure_bucket("another-bucket")
+    for number in range(3):
+        storage.put("another-bucket", f"{number}.jpg", b"x")
+    capped = settings.model_copy(update={"run_images": 2})
+    found = stages.survey_uploads(capped, bucket="another-bucket")
+    assert "no nightly run takes those of s3://another-bucket/, trigger this again" in found["text"]
+    surveyed()
+    made = stages.plan_scoring(capped, found, bucket="another-bucket")
+    assert (made["planned"], made["left_over"]) == (2, 1)
+    with pytest.raises(FailureBudgetError):
+        stages.finish_scoring(settings, made["run_id"])
+    with open_session(settings) as session:
+        assert "left for the next run by hand" in run_page(session, made["run_id"])
+
+
+def test_what_a_run_by_hand_leaves_over_is_said_to_wait_for_another(settings: Settings) -> None:
+    summary = {"scored": 1, "quarantined": 0, "reasons": {}, "detections": 0, "stats": None}
+    left = summary | {"left_over": 7, "by_hand": ["s3://b/x/"]}
+    assert "7 left: no nightly run takes those of s3://b/x/, trigger this again." in run_text(left)
+    assert "7 left for the next run." in run_text(left | {"by_hand": []})
+
+
+def test_a_prefix_of_a_configured_source_is_of_the_night(
+    surveyed: Surveyed, settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "sources.yaml"
+    bucket = settings.uploads_bucket
+    path.write_text(f"buckets: [{{bucket: {bucket}, prefix: a/}}]")
+    configured = settings.model_copy(update={"sources_file": path})
+
+    def by_hand(prefix: str) -> list[str]:
+        return surveyed(settings=configured, bucket=bucket, prefix=prefix)[0].by_hand
+
+    assert by_hand("") == by_hand("a/b/") == []
+    assert by_hand("b/") == [f"s3://{bucket}/b/"]
 
 
 def test_a_run_that_would_lose_what_the_champion_finds_is_not_opened(

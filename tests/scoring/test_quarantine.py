@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import pytest
 from sqlalchemy import text
 
 from gun_detection import stages
+from gun_detection.cli import output, scoring
 from gun_detection.database import open_session
 from gun_detection.errors import GunDetectionError, ServiceUnavailableError, SettingsError
+from gun_detection.scoring import supervise
+from gun_detection.scoring.leases import claim_shard
+from gun_detection.scoring.ledger import Outcome, write_outcomes
 from gun_detection.scoring.plan import Plan
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
@@ -45,6 +50,29 @@ def test_the_quarantine_is_listed_by_reason_place_and_run(settings: Settings, ba
     assert len(stages.list_quarantine(settings, limit=2)) == 2
 
 
+def test_the_command_lists_all_of_it(
+    plan: Planned,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    upload(storage, settings, **{f"more-{number}": b"" for number in range(100)})
+    made = plan(settings=settings.model_copy(update={"shard_images": 100}))
+    score_all(made, settings, storage, engine)
+    monkeypatch.setattr(scoring, "read_settings", lambda: settings)
+    monkeypatch.setattr(output.out, "width", 200)
+    capsys.readouterr()
+    scoring.list_quarantine(as_json=True)
+    assert len(json.loads(capsys.readouterr().out)) == 103
+    scoring.list_quarantine()
+    shown = capsys.readouterr().out
+    assert all(f"more-{number}.jpg" in shown for number in range(100))
+    scoring.list_quarantine(limit=2, as_json=True)
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
 def test_what_is_tried_again_keeps_its_outcome_until_there_is_another(
     plan: Planned, engine: Simulated, settings: Settings, storage: Storage
 ) -> None:
@@ -57,6 +85,35 @@ def test_what_is_tried_again_keeps_its_outcome_until_there_is_another(
     score_all(made, settings, storage, engine)
     assert rows(settings, "SELECT tries FROM quarantine WHERE key = 'words.jpg'") == [(2,)]
     assert plan().planned == 0
+
+
+def test_what_is_tried_again_comes_after_what_was_not(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    assert stages.retry_quarantine(settings, reasons=["EMPTY"]) == {"waiting": 1}
+    upload(storage, settings, later=picture(1))
+    [shard] = plan().shard_ids
+    assert [item.key for item in claim_shard(shard, settings).items] == ["later.jpg", "empty.jpg"]
+    made = plan(settings=settings.model_copy(update={"run_images": 1}))
+    score_all(made, settings, storage, engine)
+    assert outcomes(settings)["later"] == "scored"
+
+
+def test_what_several_runs_condemned_is_not_acquitted_any_more(
+    plan: Planned, settings: Settings
+) -> None:
+    [row] = stages.list_quarantine(settings, reasons=["EMPTY"])
+    assert stages.retry_quarantine(settings, [row["upload_id"]]) == {"waiting": 1}
+    # The second and the third time.
+    for stale in (True, False):
+        [shard] = plan().shard_ids
+        crashed = Outcome(row["upload_id"], None, reason="CRASHED", message="")
+        write_outcomes(claim_shard(shard, settings), [crashed], settings)
+        supervise._acquit(shard, settings)
+        state = (
+            "SELECT stale, pending FROM ledger JOIN upload u ON u.id = upload_id WHERE u.id = :id"
+        )
+        assert rows(settings, state, id=row["upload_id"]) == [(stale, stale)]
 
 
 def test_single_uploads_are_tried_again(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gun_detection import stages
 from gun_detection.errors import SettingsError
 from gun_detection.scoring.sources import Source, choose_sources, load_sources
 from gun_detection.settings import Settings
@@ -113,14 +114,23 @@ SOURCES = [
 
 
 def test_a_run_is_about_all_sources_or_those_of_a_bucket() -> None:
-    assert choose_sources(SOURCES) == SOURCES
-    assert choose_sources(SOURCES, "b") == SOURCES[1:]
-    assert choose_sources(SOURCES, "other") == [Source(bucket="other")]
+    assert choose_sources(SOURCES, Settings()) == SOURCES
+    assert choose_sources(SOURCES, Settings(), "b") == SOURCES[1:]
+    assert choose_sources(SOURCES, Settings(), "other") == [Source(bucket="other")]
 
 
 def test_a_prefix_is_listed_itself() -> None:
-    assert choose_sources(SOURCES, "a", "2025/") == [Source(bucket="a", prefix="2025/")]
-    assert choose_sources(SOURCES, "b", "x/1") == [Source(bucket="b", prefix="x/1")]
-    assert choose_sources(SOURCES, "b", "z") == [Source(bucket="b", prefix="z")]
+    assert choose_sources(SOURCES, Settings(), "a", "2025/") == [Source(bucket="a", prefix="2025/")]
+    assert choose_sources(SOURCES, Settings(), "b", "x/1") == [Source(bucket="b", prefix="x/1")]
+    assert choose_sources(SOURCES, Settings(), "b", "z") == [Source(bucket="b", prefix="z")]
     with pytest.raises(SettingsError, match="a prefix needs a bucket: choose one of a, b"):
-        choose_sources(SOURCES, None, "x/")
+        choose_sources(SOURCES, Settings(), None, "x/")
+
+
+@pytest.mark.parametrize("prefix", [None, "images/"])
+def test_the_data_bucket_is_not_scored_by_hand_either(prefix: str | None) -> None:
+    settings = Settings()
+    with pytest.raises(SettingsError, match="gun-detection-data is the data bucket"):
+        choose_sources(SOURCES, settings, settings.data_bucket, prefix)
+    with pytest.raises(SettingsError, match="gun-detection-data is the data bucket"):
+        stages.survey_uploads(settings, "rescore", settings.data_bucket, prefix)

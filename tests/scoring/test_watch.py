@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from gun_detection import stages
 from gun_detection.database import open_session
+from gun_detection.errors import FailureBudgetError, TerminalError
 from gun_detection.scoring import watch
+from gun_detection.scoring.leases import claim_shard
 from gun_detection.scoring.listing import _alone
+from gun_detection.scoring.pipeline import score_shard
 from gun_detection.scoring.plan import Plan
 from gun_detection.scoring.watch import News, look, told
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
-from tests.scoring.conftest import picture, rows, score_all, upload
+from tests.scoring.conftest import outcomes, picture, rows, score_all, upload
 from tests.scoring.simulated import Simulated
+from tests.scoring.test_innocent import Refusing
 
 
 def waiting(settings: Settings) -> int | None:
@@ -347,6 +352,19 @@ def test_messages_stay_until_their_uploads_are_noted(
     assert len(queue.messages) == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "region"),
+    [
+        ("https://sqs.eu-central-1.amazonaws.com/1/uploads", "eu-central-1"),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/1/uploads", "cn-north-1"),
+        ("http://127.0.0.1:9324/1/uploads", None),
+        ("https://queues.example.org/sqs.eu-central-1.amazonaws.com", None),
+    ],
+)
+def test_requests_are_signed_for_the_region_of_the_queue(address: str, region: str | None) -> None:
+    assert watch._region(address) == region
+
+
 def test_while_a_bucket_is_listed_its_queue_is_left_alone(
     champion: object,
     settings: Settings,
@@ -421,3 +439,103 @@ def test_a_queue_that_holds_more_is_told_of_without_any_upload(
     for number in range(20):
         queue.send(event("another-bucket", f"{number}.jpg"))
     assert look(watched()) == News({}, {}, more=True)
+
+
+def restored(bucket: str, key: str, *, bridge: bool, etag: str) -> dict[str, Any]:
+    """What S3 tells when an object was taken out of an archive: it has no sequencer."""
+    if bridge:
+        body = bridged(bucket, key, "Object Restore Completed")
+        body["detail"]["object"]["etag"] = etag
+        return body
+    body = event(bucket, key, "ObjectRestore:Completed")
+    body["Records"][0]["s3"]["object"]["eTag"] = etag
+    expiry = {"lifecycleRestorationExpiryTime": "2026-02-10T00:00:00.000Z"}
+    body["Records"][0]["glacierEventData"] = {"restoreEventData": expiry}
+    return body
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+def test_what_was_restored_from_an_archive_is_judged_again(
+    plan: Any,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+    queue: Queue,
+    watched: Callable[..., Settings],
+    bridge: bool,
+) -> None:
+    upload(storage, settings, a=picture(1), b=picture(2), c=b"no picture")
+    refusing = Refusing(settings, TerminalError("no", reason="ARCHIVED"), {"a.jpg", "b.jpg"})
+    score_all(plan(), settings, refusing, engine)
+    etags = dict(rows(settings, "SELECT key, etag FROM upload"))
+    before = rows(settings, "SELECT key, etag, uploaded_at FROM upload ORDER BY id")
+    for key, etag in (
+        ("a.jpg", etags["a.jpg"]),
+        ("b.jpg", "of an older version"),
+        ("c.jpg", etags["c.jpg"]),
+        ("never-seen.jpg", "e"),
+    ):
+        queue.send(restored(settings.uploads_bucket, key, bridge=bridge, etag=etag))
+    look(watched())
+    assert queue.messages == {}
+    assert rows(settings, "SELECT key, etag, uploaded_at FROM upload ORDER BY id") == before
+    made: Plan = plan(settings=watched())
+    assert made.planned == 1
+    score_all(made, settings, storage, engine)
+    assert outcomes(settings) == {"a": "scored", "b": "ARCHIVED", "c": "NOT_IMAGE"}
+
+
+def versions(bucket: str, *etags_and_sequencers: tuple[str, str]) -> list[dict[str, Any]]:
+    """Events of one key and one second."""
+    made = []
+    for etag, sequencer in etags_and_sequencers:
+        body = bridged(bucket, "a.jpg")
+        body["detail"]["object"] |= {"etag": etag, "sequencer": sequencer}
+        made.append(body)
+    return made
+
+
+def test_of_versions_of_one_second_the_later_one_counts(
+    champion: object, settings: Settings, queue: Queue, watched: Callable[..., Settings]
+) -> None:
+    # The shorter is filled up at its right.
+    old, new = ("old", "617F08299329D189"), ("new", "618")
+    others = [event(settings.uploads_bucket, f"{number}.jpg") for number in range(10)]
+    for order in ([old, new], [new, old]):
+        for between in ([], others):
+            first, second = versions(settings.uploads_bucket, *order)
+            # Messages are given out by ten: the second is in the same part, or in another.
+            for body in (first, *between, second):
+                queue.send(body)
+            look(watched())
+            assert queue.messages == {}
+            current = "SELECT etag FROM upload WHERE key = 'a.jpg' AND current"
+            assert rows(settings, current) == [("new",)]
+            rows(settings, "DELETE FROM upload RETURNING id")
+            queue.seen.clear()
+
+
+def test_a_source_of_which_nobody_hears_any_more_fails_the_night(
+    champion: object,
+    settings: Settings,
+    storage: Storage,
+    queue: Queue,
+    watched: Callable[..., Settings],
+) -> None:
+    upload(storage, settings, b=picture(2))
+    queue.send(event(settings.uploads_bucket, "a.jpg"))
+    found = stages.survey_uploads(watched())
+    assert found["unlisted"] == {}
+    assert (found["planned"], queue.messages) == (2, {}), "the queue is read, too"
+    queue.close()
+    assert stages.survey_uploads(watched(), listing=False)["unlisted"] == {}
+    found = stages.survey_uploads(watched())
+    assert list(found["unlisted"]) == [queue.url]
+    assert "cannot be read" in found["text"]
+    made = stages.plan_scoring(watched(), found)
+    assert made["planned"] == 2
+    for shard_id in made["shard_ids"]:
+        score_shard(claim_shard(shard_id, settings), Simulated(), settings, storage)
+    with pytest.raises(FailureBudgetError, match=f"{queue.url}.* cannot be read") as caught:
+        stages.finish_scoring(settings, made["run_id"])
+    assert caught.value.reason == "NOT_LISTED"

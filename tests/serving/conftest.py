@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,11 @@ from typing import IO
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
 from gun_detection.detector.weights import serialize
+from gun_detection.serving.protocol import Protocol
 from tests.conftest import random_model
 
 PROGRAM = Path(sys.executable).with_name("gun-detection")
@@ -97,6 +101,28 @@ def _start(
         stdout=output,
         stderr=output,
     )
+
+
+@contextmanager
+def serving_here(app: FastAPI, loop: str = "asyncio") -> Iterator[tuple[uvicorn.Server, int]]:
+    """The server of an app in a thread of this process, where it can be changed; and its port.
+
+    What the kernel takes of an answer before its client does is little.
+    """
+    config = uvicorn.Config(
+        app, http=Protocol, ws="none", loop=loop, log_config=None, timeout_keep_alive=1,
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield server, listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="session")

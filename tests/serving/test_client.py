@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import random
 import re
 import subprocess
 import threading
@@ -69,6 +70,9 @@ def test_what_the_client_gives(guarded: Guarded, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="not a picture") as caught:
             client.predict(b"words")
         assert caught.value.reason == "NOT_IMAGE"
+        with pytest.raises(TerminalError, match="threshold") as wrong:
+            client.predict(PICTURE, threshold=2)
+        assert (wrong.type, wrong.value.reason) == (TerminalError, "PARAMETER")
         with pytest.raises(SettingsError):
             client.predict(PICTURE, store=True)
         with pytest.raises(FileNotFoundError):
@@ -128,7 +132,14 @@ GOOD = json.dumps(
         "timings_ms": dict.fromkeys(("decode", "wait_and_inference", "inference", "total"), 1),
     }
 ).encode()
-BUSY = json.dumps({"error": {"reason": "BUSY", "message": "too much to do"}}).encode()
+
+
+def refused(reason: str, message: str = "no") -> bytes:
+    return json.dumps({"error": {"reason": reason, "message": message}}).encode()
+
+
+BUSY = refused("BUSY", "too much to do")
+LIMITED = refused("RATE_LIMITED", "too many pictures")
 
 
 def test_client_tries_again_where_that_helps(scripted: Callable[[Answers], str]) -> None:
@@ -139,22 +150,57 @@ def test_client_tries_again_where_that_helps(scripted: Callable[[Answers], str])
     assert time.monotonic() - began >= 1, "it waits as long as it is asked to"
 
 
+def test_client_waits_for_the_default_limit(
+    scripted: Callable[[Answers], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = scripted([(429, {"Retry-After": "60"}, LIMITED), (200, {}, GOOD)])
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    with Client(url) as client:
+        assert client.predict(PICTURE).model == "x"
+    assert slept == [75]
+
+
 @pytest.mark.parametrize(
     ("answers", "error", "message"),
     [
         ([(503, {"Retry-After": "0"}, BUSY)] * 3, ServiceUnavailableError, "too much to do"),
         ([(503, {"Retry-After": "3600"}, BUSY)], ServiceUnavailableError, "too much to do"),
         ([(502, {}, b"<html>")] * 3, ServiceUnavailableError, "answered 502"),
+        ([(429, {}, b"<html>")] * 3, ServiceUnavailableError, "answered 429"),
+        ([(429, {}, LIMITED)], TerminalError, "too many pictures"),
+        ([(503, {}, refused("SETTINGS", "its operator"))], TerminalError, "its operator"),
         ([(500, {}, b"")], TerminalError, "answered 500"),
+        ([(413, {}, refused("TOO_LARGE"))], ImageError, "no"),
+        ([(413, {}, refused("TOO_MANY_PARTS"))], TerminalError, "no"),
+        ([(415, {}, refused("NO_FORM"))], TerminalError, "no"),
+        ([(422, {}, refused("CORRUPT"))], ImageError, "no"),
+        ([(422, {}, refused("NO_FILE"))], TerminalError, "no"),
         ([(200, {}, b"<html>")], TerminalError, "is it the predict service"),
     ],
-    ids=["busy", "long pause", "proxy", "fault", "other service"],
+    ids=[
+        "busy",
+        "long pause",
+        "proxy",
+        "proxy's limit",
+        "never room",
+        "operator",
+        "fault",
+        "bytes",
+        "parts",
+        "form",
+        "picture",
+        "file",
+        "other service",
+    ],
 )
 def test_client_gives_up_with_a_reason(
     scripted: Callable[[Answers], str], answers: Answers, error: type[Exception], message: str
 ) -> None:
-    with Client(scripted(answers), retries=2) as client, pytest.raises(error, match=message):
+    with Client(scripted(answers), retries=2) as client, pytest.raises(error, match=message) as got:
         client.predict(PICTURE)
+    assert got.type is error
 
 
 def test_service_that_is_away_is_named() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -234,6 +236,42 @@ def test_kept_pictures_are_scored_like_every_upload(
     assert len(boxes) == len(served)
     # Rows have no order; a box of the answer is rounded.
     assert np.abs(boxes[:, None] - served[None]).max(-1).min(0).max() < 0.02
+
+
+def test_a_storage_that_hangs_keeps_only_those_waiting_who_store(
+    start: Start, weights: Path
+) -> None:
+    secret, key = new_key("portal", ["predict", "store", "metrics"], None)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        service = start(
+            "--model",
+            weights,
+            GUN_DETECTION_SERVE_KEYS=str(key),
+            GUN_DETECTION_SERVE_STORE="asked",
+            GUN_DETECTION_SERVE_RATE_LIMIT="1000/minute",
+            GUN_DETECTION_S3_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            GUN_DETECTION_S3_ACCESS_KEY_ID="x",
+            GUN_DETECTION_S3_SECRET_ACCESS_KEY="y",
+        )
+        client = httpx.Client(
+            base_url=service.url, headers={"Authorization": f"Bearer {secret}"}, timeout=60
+        )
+
+        def post(store: str) -> httpx.Response:
+            query = f"/predict/?format=json&store={store}"
+            return client.post(query, files={"file": PICTURE})
+
+        with client, ThreadPoolExecutor(16) as pool:
+            storing = [pool.submit(post, "true") for _ in range(16)]
+            deadline = time.monotonic() + 60
+            while "pictures_under_way 16.0" not in client.get("/metrics").text:
+                assert time.monotonic() < deadline
+            assert post("false").is_success
+            for answer in [one.result() for one in storing]:
+                assert answer.status_code == 503
+                assert answer.json()["error"]["reason"] == "SERVICE_UNAVAILABLE"
+                assert int(answer.headers["retry-after"]) >= 1
+            assert post("false").is_success
 
 
 def test_whatever_goes_wrong_the_champion_is_looked_for_again(

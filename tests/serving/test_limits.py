@@ -3,8 +3,9 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -13,11 +14,14 @@ import pytest
 from limits import parse
 
 from gun_detection.errors import SettingsError
+from gun_detection.serving import limits as serving_limits
+from gun_detection.serving import pictures as serving_pictures
+from gun_detection.serving.app import create_app
 from gun_detection.serving.limits import FileStorage, RateLimit, client_name
 from gun_detection.serving.refusals import Refusal
 from gun_detection.settings import Settings
 from tests.picture_files import saved, scene
-from tests.serving.conftest import OPEN, Running
+from tests.serving.conftest import OPEN, Running, serving_here
 
 PICTURE = saved(scene(64, 64), "JPEG")
 Start = Callable[..., Running]
@@ -119,6 +123,8 @@ def test_processes_share_limits_and_figures(start: Start, weights: Path) -> None
     [
         ({"serve_rate_limit": "many"}, "GUN_DETECTION_SERVE_RATE_LIMIT"),
         ({"serve_rate_limit": "10/minute; rm"}, "GUN_DETECTION_SERVE_RATE_LIMIT"),
+        ({"serve_rate_limit": "10/minute;200/day"}, "GUN_DETECTION_SERVE_RATE_LIMIT"),
+        ({"serve_rate_limit": "0/minute"}, "GUN_DETECTION_SERVE_RATE_LIMIT"),
         ({"serve_rate_store": "nonsense://x"}, "GUN_DETECTION_SERVE_RATE_STORE"),
     ],
 )
@@ -151,6 +157,42 @@ def test_a_counter_that_cannot_be_read_is_told_and_not_a_fault(tmp_path: Path) -
     with pytest.raises(Refusal) as caught:
         asyncio.run(limit.spend("one"))
     assert (caught.value.status, caught.value.reason) == (503, "RATE_STORE")
+
+
+@pytest.fixture
+def hanging() -> Iterator[threading.Event]:
+    """What threads of a test wait for until it ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_counter_that_does_not_answer_is_told(
+    tmp_path: Path, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_limits, "_SECONDS", 0.5)
+    monkeypatch.setattr(FileStorage, "acquire_entry", lambda *_, **__: hanging.wait(60))
+    limit = RateLimit(Settings(serve_rate_limit="5/minute"), tmp_path)
+    with pytest.raises(Refusal) as caught:
+        asyncio.run(limit.spend("one"))
+    assert (caught.value.status, caught.value.reason) == (503, "RATE_STORE")
+
+
+def test_counting_does_not_wait_for_what_else_hangs(
+    tmp_path: Path, hanging: threading.Event
+) -> None:
+    async def count() -> dict[str, str]:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        blocked = loop.run_in_executor(None, hanging.wait)
+        limit = RateLimit(Settings(serve_rate_limit="5/minute"), tmp_path)
+        try:
+            return await asyncio.wait_for(limit.spend("one"), 30)
+        finally:
+            hanging.set()
+            await blocked
+
+    assert asyncio.run(count())["X-RateLimit-Remaining"] == "4"
 
 
 @pytest.mark.parametrize(
@@ -212,6 +254,50 @@ def test_request_without_an_answer_in_time_is_told_so(start: Start, weights: Pat
     answer = post(service)
     assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "TIMEOUT")
     assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_drawing_is_within_the_time_of_an_answer(
+    weights: Path, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_pictures, "_draw", lambda *_: hanging.wait(120))
+    settings = Settings(
+        serve_model=str(weights), serve_anonymous=True, serve_rate_limit="off", serve_timeout=4
+    )
+    with serving_here(create_app(settings)) as (_, port):
+        url = f"http://127.0.0.1:{port}/predict/"
+        answer = httpx.post(url, files={"file": PICTURE}, timeout=60)
+        hanging.set()
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (503, "TIMEOUT")
+
+
+def test_client_that_goes_away_while_its_picture_is_drawn_frees_its_place(
+    weights: Path, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = threading.Event()
+
+    def draw(*_: object) -> bytes:
+        drawing.set()
+        hanging.wait(120)
+        return b""
+
+    monkeypatch.setattr(serving_pictures, "_draw", draw)
+    settings = Settings(
+        serve_model=str(weights), serve_anonymous=True, serve_rate_limit="off", serve_queue=1,
+        serve_timeout=300,
+    )  # fmt: skip
+    with serving_here(create_app(settings)) as (_, port):
+        url = f"http://127.0.0.1:{port}/predict/"
+
+        def leave() -> None:
+            with suppress(httpx.ReadTimeout):
+                httpx.post(url, files={"file": PICTURE}, timeout=httpx.Timeout(60, read=1))
+
+        while not drawing.is_set():
+            leave()
+        deadline = time.monotonic() + 30
+        while not httpx.post(f"{url}?format=json", files={"file": PICTURE}, timeout=60).is_success:
+            assert time.monotonic() < deadline
+        hanging.set()
 
 
 def test_client_that_goes_away_frees_its_place(start: Start, weights: Path) -> None:

@@ -33,7 +33,7 @@ class Squares:
 def test_boxes_stay_inside_and_go_with_their_pixels(boxes: list[list[int]]) -> None:
     data = AugmentedDataset(Squares(boxes), EVERYTHING, 0, SIZE)
     for epoch in range(40):
-        image, target = data[epoch, 0]
+        image, target = data[epoch, 0, 0]
         assert type(image) is Tensor
         assert type(target["boxes"]) is Tensor
         assert image.dtype == torch.uint8
@@ -52,23 +52,26 @@ def test_boxes_stay_inside_and_go_with_their_pixels(boxes: list[list[int]]) -> N
 
 def test_gun_free_pictures_are_cropped_as_well() -> None:
     data = AugmentedDataset(Squares([]), Augmentation(crop=1.0), 0, SIZE)
-    sizes = {tuple(data[epoch, 0][0].shape) for epoch in range(10)}
+    sizes = {tuple(data[epoch, 0, 0][0].shape) for epoch in range(10)}
     assert len(sizes) > 5
     assert all(height >= 60 and width >= 80 for _, height, width in sizes)
 
 
-def test_changes_follow_from_seed_epoch_and_index_alone() -> None:
+def test_changes_follow_from_seed_and_draw_alone() -> None:
     first = AugmentedDataset(Squares([[20, 30, 60, 80]]), EVERYTHING, 0, SIZE)
     before = torch.get_rng_state()
-    image, target = first[3, 0]
+    image, target = first[3, 0, 0]
     assert torch.equal(torch.get_rng_state(), before), "the training's own random state is left"
     torch.manual_seed(99)
-    again, same = first[3, 0]
+    again, same = first[3, 0, 0]
     assert torch.equal(image, again)
     assert torch.equal(target["boxes"], same["boxes"])
-    assert not torch.equal(image, first[4, 0][0])
+    assert not torch.equal(image, first[4, 0, 0][0])
+    repeats = [first[3, 0, repeat][0] for repeat in range(5)]
+    assert len({repeat.numpy().tobytes() for repeat in repeats}) == 5
+    assert torch.equal(repeats[4], first[3, 0, 4][0])
     other = AugmentedDataset(Squares([[20, 30, 60, 80]]), EVERYTHING, 1, SIZE)
-    assert not torch.equal(image, other[3, 0][0])
+    assert not torch.equal(image, other[3, 0, 0][0])
 
 
 class Gallery(Squares):
@@ -95,7 +98,7 @@ def test_a_mosaic_has_four_pictures_and_their_boxes(index: int) -> None:
     data = AugmentedDataset(Gallery([[0.3, 0.2, 0.7, 0.8]]), ALWAYS_MOSAIC, 0, SIZE)
     counts = set()
     for epoch in range(30):
-        image, target = data[epoch, index]
+        image, target = data[epoch, index, 0]
         height, width = image.shape[1:]
         assert max(height, width) <= 128
         assert (height > width) == (Gallery.shapes[index][0] > Gallery.shapes[index][1])
@@ -149,8 +152,8 @@ def test_a_mosaic_takes_boxes_that_reach_the_edge(shape: tuple[int, int]) -> Non
 
 def test_a_mosaic_of_one_picture_and_of_gun_free_ones() -> None:
     one = AugmentedDataset(Squares([[20, 30, 60, 80]]), ALWAYS_MOSAIC, 0, SIZE)
-    assert one[0, 0][0].shape == (3, 96, 128)
-    _, target = AugmentedDataset(Gallery([]), ALWAYS_MOSAIC, 0, SIZE)[0, 0]
+    assert one[0, 0, 0][0].shape == (3, 96, 128)
+    _, target = AugmentedDataset(Gallery([]), ALWAYS_MOSAIC, 0, SIZE)[0, 0, 0]
     assert target["boxes"].shape == (0, 4)
     assert target["labels"].shape == (0,)
 
@@ -159,13 +162,13 @@ def test_the_last_epochs_are_plain() -> None:
     everything = Augmentation(flip=0, photometric=0, zoom_out=1, crop=1, mosaic=0.5)
     plain = Squares([[20, 30, 60, 80]])
     data = AugmentedDataset(plain, everything, 0, SIZE, plain_from=3.4)
-    assert all(data[epoch, 0][0].shape != plain[0][0].shape for epoch in range(4))
-    assert all(torch.equal(data[epoch, 0][0], plain[0][0]) for epoch in (4, 5, 6))
+    assert all(data[epoch, 0, 0][0].shape != plain[0][0].shape for epoch in range(4))
+    assert all(torch.equal(data[epoch, 0, 0][0], plain[0][0]) for epoch in (4, 5, 6))
 
 
 def test_nothing_changes_without_augmentation() -> None:
     plain = Squares([[20, 30, 60, 80]])
     data = AugmentedDataset(plain, Augmentation(flip=0, photometric=0), 0, SIZE)
-    image, target = data[5, 0]
+    image, target = data[5, 0, 0]
     assert torch.equal(image, plain[0][0])
     assert torch.equal(target["boxes"], plain[0][1]["boxes"])

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embedded.config import REPOSITORY
-from gun_detection.errors import SettingsError
+from gun_detection.errors import NotFoundError, SettingsError
 from gun_detection.settings import load_settings
 from gun_detection.training.config import (
     PRESETS,
@@ -49,6 +51,28 @@ def test_equal_recipes_have_equal_hashes() -> None:
     same = resolve_config(settings, "cpu", {"epochs": PRESETS["cpu"].epochs})
     assert same.hash() == PRESETS["cpu"].hash()
     assert resolve_config(settings, "cpu", {"seed": 1}).hash() != same.hash()
+
+
+def test_weights_of_a_file_count_by_what_they_are(tmp_path: Path) -> None:
+    settings, file = load_settings(), tmp_path / "weights.pth"
+    overrides = {"initial_weights": str(file)}
+    with pytest.raises(NotFoundError, match="no weights at"):
+        resolve_config(settings, "cpu", overrides)
+    hashes = set()
+    for data in (b"some", b"others"):
+        file.write_bytes(data)
+        config = resolve_config(settings, "cpu", overrides)
+        assert config.initial_weights_sha256 == hashlib.sha256(data).hexdigest()
+        hashes |= {config.hash(), resolve_config(settings, "cpu", overrides).hash()}
+    assert len(hashes) == 2
+    assert PRESETS["cpu"].initial_weights_sha256 is None
+
+
+def test_without_a_file_the_hash_is_that_of_the_other_values() -> None:
+    values = json.loads(PRESETS["gpu"].model_dump_json())
+    del values["initial_weights_sha256"]
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+    assert PRESETS["gpu"].hash() == hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

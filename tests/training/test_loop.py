@@ -94,13 +94,15 @@ def train(settings: Settings, storage: Storage, tmp_path: Path) -> Callable[...,
         kill_at: int = 0,
         pictures: Pictures | None = None,
         workers: int = 0,
+        repeats: float = 1.0,
     ) -> Training:
         def progress(now: Progress) -> None:
             if now.step == kill_at:
                 raise Killed
 
         torch.manual_seed(config.seed)
-        order = Order([1.25] * count, [1.0] * count, config.batch_size, config.seed, True)
+        often = [repeats] * count
+        order = Order([1.25] * count, often, config.batch_size, config.seed, True)
         training = Training(
             build_detector(config.detector),
             config,
@@ -155,6 +157,13 @@ def test_a_killed_training_goes_on_and_ends_as_if_undisturbed(
     assert any("went on from the checkpoint" in event for event in resumed.state.events)
     assert weights(resumed) == weights(undisturbed)
     assert numbers(resumed) == numbers(undisturbed)
+
+
+def test_repeated_pictures_go_on_as_they_were(train: Callable[..., Training]) -> None:
+    undisturbed = train(name="undisturbed", count=3, repeats=2.5)
+    with pytest.raises(Killed):
+        train(name="killed", count=3, repeats=2.5, kill_at=6)
+    assert weights(train(name="killed", count=3, repeats=2.5)) == weights(undisturbed)
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(

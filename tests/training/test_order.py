@@ -14,7 +14,7 @@ def entry(index: int, source: str = "a", guns: int = 1, width: int = 100) -> Ent
 
 
 def drawn(order: Order, epoch: int = 0) -> Counter[int]:
-    return Counter(index for batch in order.batches(epoch) for _, index in batch)
+    return Counter(index for batch in order.batches(epoch) for _, index, _ in batch)
 
 
 @pytest.mark.parametrize("by_aspect", [True, False])
@@ -30,18 +30,18 @@ def test_every_picture_is_in_every_epoch_once(count: int, batch_size: int, by_as
 
 
 def test_the_order_follows_from_seed_and_epoch() -> None:
-    order = Order([1.0] * 50, [1.0] * 50, 4, 0, True)
+    order = Order([1.0] * 50, [1.5] * 50, 4, 0, True)
     assert order.batches(3) == order.batches(3)
-    first, second = ([i for b in order.batches(epoch) for _, i in b] for epoch in (0, 1))
+    first, second = ([i for b in order.batches(epoch) for _, i, _ in b] for epoch in (0, 1))
     assert first != second
-    other = Order([1.0] * 50, [1.0] * 50, 4, 1, True)
+    other = Order([1.0] * 50, [1.5] * 50, 4, 1, True)
     assert other.batches(0) != order.batches(0)
 
 
 def test_batches_are_of_one_shape() -> None:
     aspects = [0.5, 2.0] * 40
     order = Order(aspects, [1.0] * 80, 8, 0, True)
-    mixed = sum(len({aspects[i] for _, i in batch}) > 1 for batch in order.batches(0))
+    mixed = sum(len({aspects[i] for _, i, _ in batch}) > 1 for batch in order.batches(0))
     assert mixed <= 1
 
 
@@ -73,3 +73,14 @@ def test_repeats_that_are_not_whole_never_leave_a_batch_empty() -> None:
     order = Order([1.0] * 5, [0.5] * 5, 1, 0, False)
     for epoch in range(50):
         assert all(order.batches(epoch))
+
+
+@pytest.mark.parametrize("repeat", [0.5, 1.0, 2.5, 25.0])
+@pytest.mark.parametrize("by_aspect", [True, False])
+def test_the_draws_of_a_picture_are_numbered(repeat: float, by_aspect: bool) -> None:
+    order = Order([0.5, 2.0, 1.0], [repeat, 1.0, repeat], 2, 0, by_aspect)
+    for epoch in range(20):
+        draws = [draw for batch in order.batches(epoch) for draw in batch]
+        counts = drawn(order, epoch)
+        expected = {(epoch, index, n) for index, count in counts.items() for n in range(count)}
+        assert (set(draws), len(draws)) == (expected, len(expected))

@@ -112,13 +112,13 @@ def test_without_room_nothing_is_pasted() -> None:
 
 def test_training_pictures_get_pasted_guns_until_the_plain_end() -> None:
     data = AugmentedDataset(Pictures(), PASTE, 0, (100, 130), plain_from=5)
-    counts = [len(data[(epoch, 0)][1]["boxes"]) for epoch in range(10)]
+    counts = [len(data[epoch, 0, 0][1]["boxes"]) for epoch in range(10)]
     assert sum(counts[:5]) >= 4
     assert counts[5:] == [0] * 5
     again = AugmentedDataset(Pictures(), PASTE, 0, (100, 130), plain_from=5)
-    assert torch.equal(again[(1, 0)][0], data[(1, 0)][0])
+    assert torch.equal(again[1, 0, 0][0], data[1, 0, 0][0])
 
 
 def test_without_plain_ground_nothing_changes() -> None:
     data = AugmentedDataset(Pictures(90), PASTE, 0, (100, 130))
-    assert [len(data[(0, index)][1]["boxes"]) for index in range(4)] == [0, 0, 1, 0]
+    assert [len(data[0, index, 0][1]["boxes"]) for index in range(4)] == [0, 0, 1, 0]

@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,6 +15,8 @@ from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.database.models import GateDecision, ModelVersion
 from gun_detection.datasets import ingest
+from gun_detection.detector.architectures import DetectorConfig, build_detector
+from gun_detection.detector.weights import serialize
 from gun_detection.errors import DatasetError, SettingsError, TrainingError, TransientError
 from gun_detection.release.champion import get_model
 from gun_detection.release.registry import publish
@@ -162,6 +165,49 @@ def test_an_interrupted_training_goes_on_or_starts_anew(
         )
         assert seen[0].step == (3 if resume else 1)
         assert result["model_id"] == undisturbed["model_id"]
+
+
+@pytest.mark.parametrize("place", ["file", "bucket"])
+def test_other_initial_weights_in_the_same_place_are_another_recipe(
+    settings: Settings, storage: Storage, dataset: str, tmp_path: Path, place: str
+) -> None:
+    file, key = tmp_path / "first.safetensors", "weights/first.safetensors"
+    named = str(file) if place == "file" else f"s3://{settings.data_bucket}/{key}"
+    config = QUICK | {"initial_weights": named, "checkpoint_minutes": 0}
+
+    def put(seed: int) -> str:
+        detector = DetectorConfig(architecture="resnet18_fpn", norm="trainable")
+        torch.manual_seed(seed)
+        data, sha256 = serialize(build_detector(detector), detector)
+        file.write_bytes(data)
+        storage.put(settings.data_bucket, key, data)
+        return sha256
+
+    class Stop(BaseException):
+        pass
+
+    def stop(now: Progress) -> None:
+        if now.step == 3:
+            raise Stop
+
+    put(1)
+    with pytest.raises(Stop):
+        stages.train(settings, dataset, "smoke", config, stop)
+    sha256 = put(2)
+    seen: list[Progress] = []
+    model = stages.train(settings, dataset, "smoke", config, seen.append)["model_id"]
+    assert seen[0].step == 1, "not from the checkpoint of other weights"
+    with open_session(settings) as session:
+        assert get_model(session, model).config["initial_weights_sha256"] == sha256
+    assert stages.train(settings, dataset, "smoke", config)["model_id"] == model
+    put(3)
+    need = stages.check_need(settings, dataset, "smoke", config)
+    assert need["reason"].startswith("no model has this recipe")
+    put(1)
+    seen.clear()
+    other = stages.train(settings, dataset, "smoke", config, seen.append)
+    assert (seen[0].step, other["created"]) == (3, True)
+    assert other["model_id"] != model
 
 
 def test_two_processes_train_one_model(
