@@ -52,10 +52,11 @@ class Announcement(BaseNotifier):
         model, url = result["candidate_id"], result["decision_url"]
         if self.event == "waiting":
             hours = f"{result['approval_hours']:g}"
+            closely = f", but look closely: {result['caution']}" if result["caution"] else ""
             where = context["task"].generate_link_to_ui(task_instance=context["ti"])
             return (
                 f"{model} waits for approval",
-                f"It passed the gate. No answer within {hours} hours is a rejection.",
+                f"It passed the gate{closely}. No answer within {hours} hours is a rejection.",
                 where,
             )
         if self.event == "passed":

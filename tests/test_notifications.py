@@ -39,6 +39,7 @@ RESULT = {
     "previous_id": "model-b",
     "passed": True,
     "approval_hours": 24.0,
+    "caution": None,
     "explanation": "model-b passes <https://evil.example|look>",
     "decision_url": "http://ui/decisions/7",
     "card_url": "http://ui/cards/model-a",
@@ -79,7 +80,7 @@ def test_each_event_is_told_in_its_own_words() -> None:
     with receive() as receiver:
         there = webhook(receiver.port)
         notify("promoted", there)
-        notify("waiting", there)
+        notify("waiting", there, caution="it costs more")
         notify("rejected", there)
         notify("rejected", there, passed=False)
         notify("rejected", there, answer={"actor": "ann", "comment": "no"})
@@ -93,7 +94,11 @@ def test_each_event_is_told_in_its_own_words() -> None:
         "http://ui/decisions/7",
     ]
     assert waiting.startswith("*model-b waits for approval*")
-    assert waiting.endswith("http://ui/approve")
+    assert waiting.splitlines()[1:] == [
+        "It passed the gate, but look closely: it costs more. "
+        "No answer within 24 hours is a rejection.",
+        "http://ui/approve",
+    ]
     assert rejected.startswith("*model-b was rejected by the gate*")
     assert refused.splitlines()[:2] == ["*model-b was not approved*", "By ann: no."]
     assert passed.startswith("*model-b passed the gate and is promoted by hand*\nmodel-b passes")
