@@ -1,6 +1,7 @@
 """What `up` does to a platform that runs; in place of the servers sleeps one process."""
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -37,6 +38,11 @@ def running(purged: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     remember_ports(stack.platform)
     stack.supervisor.start(attached=True)
     stack.supervisor.start_group("tensorboard")
+    # One that ends while it starts is started again, as another process.
+    until = time.monotonic() + 60
+    while _state(stack).state != "RUNNING":
+        assert time.monotonic() < until, _state(stack)
+        time.sleep(0.1)
     yield stack
     stack.down()
 
