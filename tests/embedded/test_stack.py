@@ -1,5 +1,6 @@
 """What `up` does to a platform that runs; in place of the servers sleeps one process."""
 
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from embedded.stack import Stack
 from embedded.supervision import ProcessState
 from gun_detection.errors import SettingsError
 
+_SLEEP = shutil.which("sleep") or "/bin/sleep"
+
 
 def _stack() -> Stack:
     """A stack of one service, which has a port and follows the settings."""
     stack = Stack(load_platform())
     environment = stack.environment | {"PORT": str(stack.platform.ports.tensorboard)}
     stack.__dict__["groups"] = {
-        "tensorboard": [Service("tensorboard", ("sleep", "600"), environment, ("tensorboard",))]
+        "tensorboard": [Service("tensorboard", (_SLEEP, "600"), environment, ("tensorboard",))]
     }
     return stack
 
@@ -38,7 +41,6 @@ def running(purged: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     remember_ports(stack.platform)
     stack.supervisor.start(attached=True)
     stack.supervisor.start_group("tensorboard")
-    # One that ends while it starts is started again, as another process.
     until = time.monotonic() + 60
     while _state(stack).state != "RUNNING":
         assert time.monotonic() < until, _state(stack)
