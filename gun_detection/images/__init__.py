@@ -15,10 +15,11 @@ Where only detections are wanted, large JPEGs may be decoded at the scale that t
 from gun_detection.images.decoding import DecodedImage, DecodeLimits, decode, read_header
 from gun_detection.images.drawing import draw_boxes, encode_jpeg, encode_png
 from gun_detection.images.headers import ImageHeader
-from gun_detection.images.reasons import Reason
+from gun_detection.images.reasons import DOUBTFUL, Reason
 from gun_detection.images.sandbox import DecoderPool, SandboxedDecoder
 
 __all__ = [
+    "DOUBTFUL",
     "DecodeLimits",
     "DecodedImage",
     "DecoderPool",

@@ -22,6 +22,9 @@ class Reason(StrEnum):
     DECODE_MEMORY = "DECODE_MEMORY"
 
 
+# A machine without time or memory can bring this about as well as a picture.
+DOUBTFUL = frozenset({Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT})
+
 # More segments or chunks than any real file has; each costs time before a limit on time applies.
 MOST_PARTS = 100_000
 

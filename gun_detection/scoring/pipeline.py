@@ -30,7 +30,7 @@ from gun_detection.errors import (
     TerminalError,
     TransientError,
 )
-from gun_detection.images import DecodedImage, DecoderPool, Reason
+from gun_detection.images import DOUBTFUL, DecodedImage, DecoderPool
 from gun_detection.scoring.budget import Budget
 from gun_detection.scoring.delivery import UNREADABLE, Delivery, Reads
 from gun_detection.scoring.flow import BATCH, in_batches, in_threads
@@ -47,8 +47,6 @@ _LOOKUP_PAUSE = 0.01
 # After a crash so many pictures are looked at one by one: at least as many as were under way.
 _CAREFUL = 2 * BATCH
 _SMALL = (32, 32)
-# A machine without time or memory can bring this about as well as a picture.
-_DOUBTFUL = {Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT}
 # How long a database that is away is waited for with results in hand.
 _WRITE_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
@@ -278,7 +276,7 @@ class _Worker:
         try:
             return self._decoders.decode(data, fit=fit)
         except ImageError as error:
-            if error.reason not in _DOUBTFUL:
+            if error.reason not in DOUBTFUL:
                 raise
         return self._decoders.decode(data, fit=fit)
 

@@ -18,13 +18,15 @@ _GONE = ("OBJECT_MISSING", "OBJECT_CHANGED", "ARCHIVED", "REQUEST_REFUSED")
 @dataclass(frozen=True)
 class RunSummary:
     """The counts of a run; `reasons` counts the quarantined by reason code, `stats` are the
-    figures of its shards together (see `stats.combine`)."""
+    figures of its shards together (see `stats.combine`). Of what is `left_over` no nightly run
+    takes what is `by_hand`."""
 
     run_id: str
     kind: str
     model_id: str
     planned: int
     left_over: int
+    by_hand: list[str]
     scored: int
     quarantined: int
     detections: int
@@ -52,6 +54,8 @@ def summarize_run(session: Session, run_id: str) -> RunSummary:
         model_id=row.model_id,
         planned=row.planned,
         left_over=row.left_over,
+        # Runs of earlier versions do not say.
+        by_hand=session.get_one(ScoringRun, run_id).survey.get("by_hand", []),
         scored=row.scored,
         quarantined=row.quarantined,
         detections=row.detections,

@@ -14,7 +14,14 @@ import numpy as np
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import cores
 from gun_detection.errors import ImageError, ServiceUnavailableError
-from gun_detection.images import DecodedImage, DecoderPool, Reason, draw_boxes, encode_png
+from gun_detection.images import (
+    DOUBTFUL,
+    DecodedImage,
+    DecoderPool,
+    Reason,
+    draw_boxes,
+    encode_png,
+)
 from gun_detection.serving.answers import DISCLAIMER, Timings
 from gun_detection.serving.metrics import STAGE_SECONDS, UNDER_WAY
 from gun_detection.serving.models import ServedModel
@@ -25,8 +32,6 @@ from gun_detection.settings import Settings
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# A machine without time or memory can bring this about as well as a picture.
-_DOUBTFUL = {Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT}
 _SMALL_SIDE = 32
 # Drawn pictures have up to a hundred megabytes each, which slow clients leave in the memory.
 _MOST_UNSENT = 512 * 2**20
@@ -139,12 +144,12 @@ class Pictures:
         try:
             return await self._in_thread(self._decoders.decode, data, fit)
         except ImageError as error:
-            if error.reason not in _DOUBTFUL:
+            if error.reason not in DOUBTFUL:
                 raise
         try:
             return await self._in_thread(self._decoders.decode, data, fit)
         except ImageError as error:
-            if error.reason in _DOUBTFUL:
+            if error.reason in DOUBTFUL:
                 await self._demand_decoder()
             raise
 

@@ -101,12 +101,9 @@ def score_shard(
 
 def finish_scoring(settings: Settings, run_id: str) -> Json:
     """Close a scoring run; raises `FailureBudgetError` when something is wrong with it."""
-    from gun_detection.database.models import ScoringRun
     from gun_detection.scoring.runs import finish_run
 
     summary = asdict(finish_run(run_id, settings))
-    with open_session(settings) as session:
-        summary["by_hand"] = session.get_one(ScoringRun, run_id).survey.get("by_hand", [])
     return summary | {"text": run_text(summary), "run_url": run_url(settings, run_id)}
 
 

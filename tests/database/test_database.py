@@ -1,12 +1,13 @@
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -35,14 +36,22 @@ def test_upgrading_again_changes_nothing(settings: Settings) -> None:
     assert before == after
 
 
-def test_decisions_of_the_first_gate_are_read_as_those_of_today(settings: Settings) -> None:
+@contextmanager
+def migrated_to(revision: str, settings: Settings) -> Iterator[tuple[Connection, Config]]:
+    """A schema of its own as a former version left it, to be migrated further."""
     with open_engine(settings).begin() as connection:
         connection.execute(text("CREATE SCHEMA old"))
         connection.execute(text("SET LOCAL search_path TO old"))
         config = Config()
         config.set_main_option("script_location", str(database._MIGRATIONS))
         config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
+        command.upgrade(config, revision)
+        yield connection, config
+        connection.execute(text("DROP SCHEMA old CASCADE"))
+
+
+def test_decisions_of_the_first_gate_are_read_as_those_of_today(settings: Settings) -> None:
+    with migrated_to("0002", settings) as (connection, config):
         connection.execute(
             text(
                 "INSERT INTO model_version (id, architecture, config, config_hash, code_version, "
@@ -63,7 +72,6 @@ def test_decisions_of_the_first_gate_are_read_as_those_of_today(settings: Settin
         )
         command.upgrade(config, "head")
         [stored] = connection.scalars(text("SELECT rules FROM gate_decision"))
-        connection.execute(text("DROP SCHEMA old CASCADE"))
     assert [str(Verdict.model_validate(rule)) for rule in stored] == [
         "AP50 floor: 0.500 (at least 0.300) passed",
         "AP50 of the champion: nothing measured (at least 0.600) FAILED",
@@ -71,17 +79,10 @@ def test_decisions_of_the_first_gate_are_read_as_those_of_today(settings: Settin
 
 
 def test_what_waits_to_be_judged_anew_is_deferred_from_the_start(settings: Settings) -> None:
-    with open_engine(settings).begin() as connection:
-        connection.execute(text("CREATE SCHEMA old"))
-        connection.execute(text("SET LOCAL search_path TO old"))
-        config = Config()
-        config.set_main_option("script_location", str(database._MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0006")
+    with migrated_to("0006", settings) as (connection, config):
         connection.execute(text(_JUDGED_BEFORE))
         command.upgrade(config, "head")
         found = connection.execute(text("SELECT key, deferred FROM upload ORDER BY key")).all()
-        connection.execute(text("DROP SCHEMA old CASCADE"))
     assert found == [("judged", True), ("new", False)]
 
 

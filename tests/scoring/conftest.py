@@ -14,12 +14,15 @@ from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion
 from gun_detection.detector.engines import Engine
 from gun_detection.release.champion import promote
+from gun_detection.release.registry import publish
 from gun_detection.scoring.leases import claim_shard
 from gun_detection.scoring.pipeline import Reads, score_shard
 from gun_detection.scoring.plan import Kind, Plan, Survey, open_run, survey
 from gun_detection.scoring.sources import Source, choose_sources, load_sources
+from gun_detection.scoring.watch import look
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
+from tests.conftest import random_model
 from tests.scoring.simulated import Simulated
 
 
@@ -54,6 +57,29 @@ def count(settings: Settings, table: str) -> int:
 def score_all(made: Plan, settings: Settings, reader: Reads, engine: Engine) -> None:
     for shard_id in made.shard_ids:
         score_shard(claim_shard(shard_id, settings), engine, settings, reader)
+
+
+def later(settings: Settings, hours: int = 13) -> None:
+    """All that is in the ledger was written so long ago."""
+    with open_session(settings) as session:
+        session.execute(_AGE, {"hours": hours})
+
+
+_AGE = text("UPDATE ledger SET created_at = created_at - make_interval(hours => :hours)")
+
+
+def champion_after(settings: Settings, storage: Storage) -> ModelVersion:
+    with open_session(settings) as session:
+        newer = publish(random_model(1), settings, storage, session)
+    with open_session(settings) as session:
+        promote(session, newer.id, actor="tester", reason="a test")
+    return newer
+
+
+def waiting(settings: Settings) -> int | None:
+    """Uploads of the bucket that the watcher has news of."""
+    news = look(settings)
+    return None if news is None else news.waiting[settings.uploads_bucket]
 
 
 @pytest.fixture

@@ -1,14 +1,22 @@
-"""An engine that needs no network: what it finds follows from the pixels alone."""
+"""An engine that needs no network, as what it finds follows from the pixels alone; a server that
+does not give out its objects."""
 
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import OutOfMemory
+from gun_detection.errors import GunDetectionError, ServiceUnavailableError, SettingsError
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+
+DENIED = SettingsError("access denied", reason="ACCESS_DENIED")
+AWAY = ServiceUnavailableError("the S3 server answered InternalError")
 
 
 class Simulated:
@@ -45,3 +53,18 @@ def found(image: NDArray[np.uint8]) -> Detections:
     boxes = [[i, i, width - i, height - i] for i in range(count)]
     scores = [0.5 + green / 512 - i / 100 for i in range(count)]
     return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32))
+
+
+class Refusing(Storage):
+    """Raises the error for keys that the test names; for all of them by default."""
+
+    def __init__(
+        self, settings: Settings, error: GunDetectionError, keys: set[str] | None = None
+    ) -> None:
+        super().__init__(settings)
+        self.error, self.keys = error, keys
+
+    def get(self, bucket: str, key: str, **options: Any) -> bytes:
+        if self.keys is None or key in self.keys:
+            raise self.error
+        return super().get(bucket, key, **options)

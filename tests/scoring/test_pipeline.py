@@ -280,39 +280,49 @@ def test_a_run_with_too_many_bad_pictures_fails_and_keeps_the_good(
     finish_run(made.run_id, lenient)
 
 
-def test_small_runs_that_all_go_wrong_fail_together_once_an_hour(
+@pytest.fixture
+def bad_run(
     plan: Planned, engine: Simulated, settings: Settings, storage: Storage
-) -> None:
-    def one(number: int) -> RunSummary:
+) -> Callable[[int], RunSummary]:
+    """A run by its number, over six files that are no pictures."""
+
+    def run(number: int) -> RunSummary:
         bad = {f"{number}-{n}": b"bad %d %d" % (number, n) for n in range(6)}
         upload(storage, settings, **bad)
         made = plan()
         score_all(made, settings, storage, engine)
         return finish_run(made.run_id, settings)
 
-    one(0)
+    return run
+
+
+def test_small_runs_that_all_go_wrong_fail_together_once_an_hour(
+    bad_run: Callable[[int], RunSummary],
+    plan: Planned,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+) -> None:
+    bad_run(0)
     with pytest.raises(FailureBudgetError, match="12 of 12 uploads of a day"):
-        one(1)
-    one(2)
+        bad_run(1)
+    bad_run(2)
     rows(settings, "UPDATE scoring_run SET finished_at = now() - interval '2 hours' RETURNING id")
     upload(storage, settings, good=picture())
     made = plan()
     score_all(made, settings, storage, engine)
     assert finish_run(made.run_id, settings).quarantined == 0, "a good run fails for no others"
     with pytest.raises(FailureBudgetError, match="24 of 25 uploads of a day"):
-        one(3)
+        bad_run(3)
 
 
 def test_a_large_good_night_does_not_hide_that_all_goes_wrong_since(
-    plan: Planned, engine: Simulated, settings: Settings, storage: Storage
+    bad_run: Callable[[int], RunSummary],
+    plan: Planned,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
 ) -> None:
-    def one(number: int) -> RunSummary:
-        bad = {f"{number}-{n}": b"bad %d %d" % (number, n) for n in range(6)}
-        upload(storage, settings, **bad)
-        made = plan()
-        score_all(made, settings, storage, engine)
-        return finish_run(made.run_id, settings)
-
     upload(storage, settings, good=picture())
     night = plan()
     score_all(night, settings, storage, engine)
@@ -322,10 +332,10 @@ def test_a_large_good_night_does_not_hide_that_all_goes_wrong_since(
         "UPDATE scoring_run SET scored = 100000, finished_at = now() - interval '5 hours' "
         "RETURNING id",
     )
-    one(0)
+    bad_run(0)
     with pytest.raises(FailureBudgetError, match="12 of 12 uploads of an hour"):
-        one(1)
-    one(2)
+        bad_run(1)
+    bad_run(2)
 
 
 def test_bad_pictures_of_a_run_that_goes_on_are_no_failure_of_a_small_one(

@@ -9,14 +9,16 @@ from numpy.typing import NDArray
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion
 from gun_detection.detector.detections import Detections
+from gun_detection.errors import TerminalError
 from gun_detection.release.champion import promote, rollback
 from gun_detection.release.registry import publish
 from gun_detection.scoring.plan import Plan
+from gun_detection.scoring.runs import finish_run
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
-from tests.scoring.conftest import picture, rows, score_all, upload
-from tests.scoring.simulated import Simulated
+from tests.scoring.conftest import champion_after, count, later, picture, rows, score_all, upload
+from tests.scoring.simulated import DENIED, Refusing, Simulated
 
 Planned = Callable[..., Plan]
 
@@ -99,3 +101,70 @@ def test_before_any_champion_looked_the_newest_outcome_is_shown(
         score_all(plan(kind=kind, model=candidate), settings, storage, engine)
     view = "SELECT key, model_id, by_champion FROM current_outcomes"
     assert rows(settings, view) == [("gun.jpg", candidate.id, False)]
+
+
+def test_what_was_found_in_a_picture_that_is_gone_stays_in_the_views(
+    plan: Planned, settings: Settings, storage: Storage, engine: Simulated
+) -> None:
+    names = [f"b{number:02}" for number in range(14)]
+    upload(storage, settings, **{name: picture(seed) for seed, name in enumerate(names)})
+    score_all(plan(), settings, storage, engine)
+    found = rows(settings, "SELECT key, x1, score FROM current_detections ORDER BY detection_id")
+    assert found
+    newer = champion_after(settings, storage)
+    for name in names:
+        storage.delete(settings.uploads_bucket, f"{name}.jpg")
+    made = plan(kind="rescore", model=newer)
+    score_all(made, settings, storage, engine)
+    summary = finish_run(made.run_id, settings)
+    assert summary.reasons == {"OBJECT_MISSING": 14}, "more than the budget, and no failure"
+    view = "SELECT key, x1, score FROM current_detections ORDER BY detection_id"
+    assert rows(settings, view) == found
+    assert count(settings, "quarantine") == 0
+    assert plan(kind="rescore", model=newer).planned == 0
+
+
+@pytest.mark.parametrize("reason", ["ARCHIVED", "ACCESS_DENIED", "OUT_OF_MEMORY"])
+def test_what_was_found_in_a_picture_that_the_champion_cannot_look_at_stays_in_the_views(
+    plan: Planned, settings: Settings, storage: Storage, engine: Simulated, reason: str
+) -> None:
+    upload(storage, settings, a=picture(1), b=picture(2))
+    score_all(plan(), settings, storage, engine)
+    found = rows(settings, "SELECT key, x1 FROM current_detections ORDER BY detection_id")
+    assert {key for key, _ in found} == {"a.jpg"}, "the other one holds none"
+    newer = champion_after(settings, storage)
+    refusing = Refusing(settings, TerminalError("no", reason=reason), {"a.jpg"})
+    score_all(plan(kind="rescore", model=newer), settings, refusing, engine)
+    view = "SELECT key, by_champion FROM current_outcomes ORDER BY key"
+    assert rows(settings, view) == [("a.jpg", False), ("b.jpg", True)]
+    view = "SELECT DISTINCT key FROM current_detections ORDER BY key"
+    assert rows(settings, view) == [("a.jpg",)]
+    # Why the champion has nothing to say is to be seen, too.
+    assert rows(settings, "SELECT key, reason FROM quarantine") == [("a.jpg", reason)]
+
+
+def test_what_waited_to_be_judged_anew_is_when_its_model_is_champion_again(
+    plan: Planned,
+    champion: ModelVersion,
+    settings: Settings,
+    storage: Storage,
+    engine: Simulated,
+) -> None:
+    upload(storage, settings, a=picture(1), b=picture(2))
+    score_all(plan(), settings, Refusing(settings, DENIED, {"a.jpg"}), engine)
+    newer = champion_after(settings, storage)
+    later(settings)
+    score_all(plan(model=newer), settings, storage, engine)
+    found = rows(settings, "SELECT x1 FROM current_detections ORDER BY detection_id")
+    assert found
+    with open_session(settings) as session:
+        promote(session, champion.id, actor="tester", reason="the other one is worse")
+    # Until then it is what the other model found that counts.
+    assert rows(settings, "SELECT x1 FROM current_detections ORDER BY detection_id") == found
+    assert count(settings, "outdated_uploads") == 1
+    made = plan(kind="rescore")
+    assert made.planned == 1
+    score_all(made, settings, storage, engine)
+    view = "SELECT DISTINCT outcome, by_champion FROM current_outcomes"
+    assert rows(settings, view) == [("scored", True)]
+    assert plan(kind="rescore").planned == 0
