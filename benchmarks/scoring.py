@@ -79,7 +79,6 @@ SMALL, LARGE = "mobilenet_v2_fpn", "resnet50_fpn"
 LARGE_SIZE = 800
 CALIBRATION = 100
 _OWN = ARCHITECTURES[SMALL].min_size
-_SHARD = ("GUN_DETECTION_SHARD_IMAGES", "GUN_DETECTION_SHARD_MB")
 
 
 @dataclass(frozen=True)
@@ -150,10 +149,7 @@ class Comparison:
     def __init__(self, servers: Servers, folder: Path, arguments: argparse.Namespace) -> None:
         self._servers, self._folder, self._arguments = servers, folder, arguments
         self._number = 0
-        if torch.cuda.is_available():
-            # Processes that start once.
-            os.environ |= dict.fromkeys(_SHARD, "1000000")
-            os.environ["GUN_DETECTION_SCORING_TASKS"] = str(arguments.jobs)
+        os.environ["GUN_DETECTION_SCORING_TASKS"] = str(arguments.jobs)
         os.environ["GUN_DETECTION_HOME"] = str(folder / "home")
         # The same split as where the weights were trained.
         os.environ["GUN_DETECTION_VALIDATION_SHARE"] = "0.1"
@@ -307,6 +303,10 @@ class Comparison:
         pictures: Sequence[Picture],
     ) -> tuple[Used, dict[str, Detections]]:
         """What a side used for these pictures, and the rows that it left, by key."""
+        if torch.cuda.is_available():
+            # As many shards as are scored at the same time: processes that start once.
+            os.environ["GUN_DETECTION_SHARD_IMAGES"] = str(len(pictures))
+            os.environ["GUN_DETECTION_SHARD_MB"] = "1000000"
         settings = self._settings()
         storage = Storage(settings)
         with ThreadPoolExecutor(16) as pool:

@@ -2,22 +2,27 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from operator import itemgetter
 from typing import Generic, Self, TypeVar
 
 _Ask = TypeVar("_Ask")
 _Answer = TypeVar("_Answer")
 
+# How many batches of other kinds go before one.
+_PASSED = 16
+
 
 class Batcher(Generic[_Ask, _Answer]):
     """Gathers the requests of threads into batches of at most `most`, of equal `kind`.
 
-    A worker takes what there is of one kind, one kind after the other, so batches grow with the
-    load and no request waits for ever; one at a time, they come in their order. Before that it
-    waits `pause` seconds for more, where a call of `function` costs more than it. A context
-    manager; leaving it ends the workers once all is answered. An exception of `function` is raised
-    for every request of its batch.
+    A worker takes what there is of the kind that most wait for, so batches are as large as the load
+    allows; one at a time, requests come in their order. No request waits for ever: a kind is passed
+    over a few times only. Before that it waits `pause` seconds for more, where a call of `function`
+    costs more than it. A context manager; leaving it ends the workers once all is answered. An
+    exception of `function` is raised for every request of its batch.
     """
 
     def __init__(
@@ -31,6 +36,8 @@ class Batcher(Generic[_Ask, _Answer]):
         self._function, self._most, self._pause = function, most, pause
         self._kind = kind if most > 1 else lambda _: None
         self._waiting: dict[Hashable, list[tuple[_Ask, Future[_Answer]]]] = {}
+        # Of each kind that is waited for: how many batches went before it.
+        self._passed: Counter[Hashable] = Counter()
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
@@ -76,14 +83,22 @@ class Batcher(Generic[_Ask, _Answer]):
         with self._changed:
             if not self._waiting:
                 return []
-            # The one that had its turn longest ago.
-            kind = next(iter(self._waiting))
+            kind = self._next()
             queue = self._waiting.pop(kind)
+            self._passed.update(self._waiting.keys())
+            self._passed.pop(kind, None)
             batch, rest = queue[: self._most], queue[self._most :]
             if rest:
                 self._waiting[kind] = rest
                 self._changed.notify()
         return [(ask, future) for ask, future in batch if future.set_running_or_notify_cancel()]
+
+    def _next(self) -> Hashable:
+        """The kind that was passed over too often, or else the one that most wait for."""
+        kind, times = max(((kind, self._passed[kind]) for kind in self._waiting), key=itemgetter(1))
+        if times >= _PASSED:
+            return kind
+        return max(self._waiting, key=lambda kind: len(self._waiting[kind]))
 
     def _answer(self, batch: list[tuple[_Ask, "Future[_Answer]"]]) -> None:
         try:

@@ -89,16 +89,26 @@ def test_one_at_a_time_comes_in_order_whatever_its_kind() -> None:
     assert held.order == list(range(12))
 
 
-def test_a_rare_kind_has_its_turn() -> None:
+def ordered(*numbers: int) -> list[int]:
+    """In which order even and odd numbers, two at a time, are answered that wait together."""
     held = Held()
     with Batcher(held, most=2, kind=lambda number: number % 2) as batcher:
         batcher.submit(0)
         held.begun.wait(10)
-        futures = [batcher.submit(number) for number in (2, 4, 6, 8, 10, 1)]
+        futures = [batcher.submit(number) for number in numbers]
         held.go.set()
         for future in futures:
             future.result(10)
-    assert held.order.index(1) < held.order.index(6)
+    return held.order[1:]
+
+
+def test_the_kind_that_most_wait_for_comes_first() -> None:
+    assert ordered(1, 2, 4, 6) == [2, 4, 1, 6]
+
+
+def test_a_rare_kind_has_its_turn() -> None:
+    order = ordered(1, *range(2, 102, 2))
+    assert 2 < order.index(1) < len(order) - 4
 
 
 def test_what_is_cancelled_is_not_asked() -> None:

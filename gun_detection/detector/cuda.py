@@ -62,14 +62,15 @@ class CudaDetector(nn.Module):
             if name in self.roi_heads.box_roi_pool.featmap_names
         }
         pooled = self.roi_heads.box_roi_pool(maps, list(regions), sizes)
-        found = self.roi_heads.box_head(pooled.to(self._precision))
-        logits, deltas = self.roi_heads.box_predictor(found)
+        looked = self.roi_heads.box_head(pooled.to(self._precision))
+        logits, deltas = self.roi_heads.box_predictor(looked)
         boxes, scores = self._choose(logits, deltas, regions, likely >= 0, limits)
-        boxes, scores = (boxes * scales[:, None]).cpu(), scores.cpu()
-        kept = [some > 0 for some in scores]
+        found = _to_host(torch.cat([boxes * scales[:, None], scores[:, :, None]], 2))
+        # The best come first, and what is none has the score 0.
+        counts = (found[:, :, 4] > 0).sum(1).tolist()
         return [
-            {"boxes": boxes[number][some], "scores": scores[number][some]}
-            for number, some in enumerate(kept)
+            {"boxes": rows[:count, :4], "scores": rows[:count, 4]}
+            for rows, count in zip(found, counts, strict=True)
         ]
 
     def _gather(self, resized: list[Tensor]) -> Tensor:
@@ -147,11 +148,21 @@ def _suppress(boxes: Tensor, real: Tensor, threshold: float, precision: torch.dt
     union = torch.add(area[:, :, None], area[:, None], out=height).sub_(common)
     # Sums of zeros and ones up to 2,048 are exact in 16 bits, and of more are not zero.
     over = (common > union.mul_(threshold)).triu_(1).to(precision)
-    kept = real
+    # As zeros and ones (M, 1, K): each step less is an operation less for the processor to ask for.
+    ones = real.to(precision)[:, None]
+    kept = ones
     while True:
         for _ in range(_ROUNDS):
             before = kept
-            beaten = torch.bmm(kept.to(precision)[:, None], over)[:, 0] > 0
-            kept = real & ~beaten
-        if torch.equal(kept, before):
-            return kept
+            kept = ones * (torch.bmm(kept, over) == 0)
+        if not _to_host((kept != before).any()):
+            return kept[:, 0] > 0
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """On the CPU; until it is there this thread sleeps, where PyTorch's would keep a core busy."""
+    if tensor.is_cuda:
+        ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        ready.record()
+        ready.synchronize()
+    return tensor.cpu()

@@ -94,8 +94,9 @@ class _Pointwise(nn.Module):
         self.stride = convolution.stride
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = self.stride
-        pixels = x[:, :, ::rows, ::columns].permute(0, 2, 3, 1).contiguous()
+        if self.stride != (1, 1):
+            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+        pixels = x.permute(0, 2, 3, 1).contiguous()
         return functional.linear(pixels, self.weight, self.bias).permute(0, 3, 1, 2)
 
 

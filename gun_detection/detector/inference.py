@@ -41,10 +41,7 @@ class Predictor:
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Detections of each picture, given as uint8 (H, W, 3) RGB arrays of any sizes."""
         with torch.inference_mode(), self._in_own_stream():
-            tensors = [
-                torch.from_numpy(image).to(self.device).permute(2, 0, 1).float().div_(255.0)
-                for image in images
-            ]
+            tensors = _upload(images, self.device)
             found = self._find(tensors)
             if self._mirrored:
                 twins = self._find([tensor.flip(-1) for tensor in tensors])
@@ -78,6 +75,19 @@ class Predictor:
         keep = nms(boxes, scores, self._model.roi_heads.nms_thresh)
         keep = keep[scores[keep] >= self._floor][: self._model.roi_heads.detections_per_img]
         return boxes[keep], scores[keep]
+
+
+def _upload(images: Sequence[NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
+    """Pictures as float32 (3, H, W) in [0, 1] on the device: all of them in one step."""
+    sizes = [image.size for image in images]
+    # A GPU fetches from memory that is never swapped out while the processor goes on.
+    together = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.concatenate([image.reshape(-1) for image in images], out=together.numpy())
+    values = together.to(device, non_blocking=True).float().div_(255.0)
+    return [
+        part.view(image.shape).permute(2, 0, 1)
+        for part, image in zip(torch.split(values, sizes), images, strict=True)
+    ]
 
 
 def _mirror(found: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,9 @@ _LOOKUP_PAUSE = 0.01
 # After a crash so many pictures are looked at one by one: at least as many as were under way.
 _CAREFUL = 2 * BATCH
 _SMALL = (32, 32)
+# Batches for each stream of the engine whose pictures are at hand: of several shapes, so that those
+# of one shape fill a batch.
+_QUEUED = 4
 # How long a database that is away is waited for with results in hand.
 _WRITE_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
@@ -155,7 +158,7 @@ class _Worker:
         self._lease, self._engine, self._settings = lease, engine, settings
         self._delivery, self._meter = Delivery(lease, settings, reader), meter
         decoders = max(2, cores())
-        self.threads = settings.readers + decoders + 2 * engine.streams * engine.batch
+        self.threads = settings.readers + decoders + _QUEUED * engine.streams * engine.batch
         half = settings.memory_mb * 2**20 // 2
         self._files, self._pixels = Budget(half), Budget(half)
         self._reading = threading.Semaphore(settings.readers)
