@@ -17,7 +17,7 @@ plot of AP50 against cost in `--out`.
 
 Where there is a GPU, both sides use it, and the share of the time in which it computes is printed,
 as its driver counts. Ours is so fast there that it needs `--repeat` to have enough to do: every
-picture so many times, each with bytes of its own, and a tenth of that for the usual loop.
+picture so many times, each with bytes of its own, and a 25th of that for the usual loop.
 """
 
 import argparse
@@ -239,7 +239,7 @@ class Comparison:
 
     def _copies(self, pictures: Sequence[Picture], engine: str) -> Iterator[Picture]:
         times = self._arguments.repeat
-        times = max(1, times // 10) if engine == USUAL else times
+        times = max(1, times // 25) if engine == USUAL else times
         yield from pictures
         yield from _distinct(islice(cycle(pictures), (times - 1) * len(pictures)))
 
