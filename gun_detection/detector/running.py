@@ -25,7 +25,14 @@ _INSTRUCTIONS = {
     "openvino-int8": ("avx512_vnni", "avx_vnni", "amx_int8"),
 }
 # What PyTorch and OpenVINO say for want of memory, in errors without a type of their own.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    # Of the computer's own, for what goes to the GPU and comes from it.
+    "CUDA error: out of memory",
+)
 
 
 class DetectorEngine:

@@ -49,8 +49,9 @@ def test_pictures_are_looked_at_so_many_at_a_time() -> None:
         lambda: torch.empty(1 << 60, dtype=torch.uint8),
         lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
         lambda: _raise(RuntimeError("Exception from src/inference: std::bad_alloc")),
+        lambda: _raise(RuntimeError("CUDA error: out of memory")),
     ],
-    ids=["numpy", "PyTorch", "a GPU", "OpenVINO"],
+    ids=["numpy", "PyTorch", "a GPU", "OpenVINO", "pinned"],
 )
 def test_want_of_memory_is_one_error_which_holds_nothing(fail: Callable[[], object]) -> None:
     def look(images: Sequence[Pixels]) -> list[Detections]:
