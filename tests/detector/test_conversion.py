@@ -76,7 +76,8 @@ def test_the_first_convolutions_stay_precise(
     kinds = [n["runtimePrecision"].value for n in nodes if n["layerType"].value == "Convolution"]
     assert len(kinds) > 20
     assert kinds[:2] == ["f32", "f32"]
-    assert set(kinds[2:]) == {"bf16" if bits == 16 else "u8"}
+    # Whether 8 bits have a sign depends on the processor.
+    assert set(kinds[2:]) <= ({"bf16"} if bits == 16 else {"i8", "u8"})
 
 
 SIGNALLED = """
