@@ -11,9 +11,9 @@ many times as many pictures/s the second gives.
 
 import argparse
 import random
-import threading
 import time
 from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -79,23 +79,17 @@ def measure(
 
     until = time.monotonic() + arguments.seconds
 
+    batches = batcher(look, GPU_BATCH, GPU_STREAMS, lambda one: shape_class(one[0]))
+
     def bring(seed: int) -> None:
         chance = random.Random(seed)
         while time.monotonic() < until:
             time.sleep(chance.expovariate(1 / BRINGING))
-            asked(chance.choice(shapes), time.monotonic())
+            batches((chance.choice(shapes), time.monotonic()))
 
-    with batcher(look, GPU_BATCH, GPU_STREAMS, lambda one: shape_class(one[0])) as batches:
-
-        def asked(shape: Shape, now: float) -> None:
-            batches((shape, now))
-
-        count = queued * GPU_STREAMS * GPU_BATCH
-        threads = [threading.Thread(target=bring, args=(seed,)) for seed in range(count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    count = queued * GPU_STREAMS * GPU_BATCH
+    with batches, ThreadPoolExecutor(count) as pool:
+        list(pool.map(bring, range(count)))
     rate = sum(sizes) / arguments.seconds
     print(
         f"{name:36s} {sum(sizes) / len(sizes):5.1f} in a batch of {GPU_BATCH}, {rate:6.1f}/s, "
