@@ -1,7 +1,8 @@
 """A detector tuned for GPUs: half the bits, and all pictures of a batch in one step each.
 
 torchvision's own goes through the pictures of a batch one by one between its networks, in hundreds
-of operations that are too small for a GPU, and waits for each picture's.
+of operations that are too small for a GPU, and waits for it dozens of times. A GPU that was waited
+for has nothing to do until it is asked again, so here it is once in a batch, at the end.
 """
 
 import torch
@@ -9,13 +10,17 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.detector.architectures import fold_batch_norm
+from gun_detection.detector.atlas import align
 from gun_detection.detector.fusion import fuse
-from gun_detection.detector.proposals import Proposer
+from gun_detection.detector.proposals import Proposer, decode
+from gun_detection.detector.transfers import to_device, to_host
 
 # A detection with a smaller side is none to torchvision, pixels.
 _LEAST_SIDE = 1e-2
-# How often it is suppressed anew before it is asked whether anything changes: asking waits.
-_ROUNDS = 4
+# How often boxes suppress each other; a batch that takes more is looked at again, with so many
+# times as many rounds. To ask after each whether it was the last would be to wait for the GPU.
+_ROUNDS = 24
+_MORE = 4
 
 
 class CudaDetector(nn.Module):
@@ -44,34 +49,47 @@ class CudaDetector(nn.Module):
 
     def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
         """Boxes and scores of each picture, on the CPU; given as float32 (3, H, W) in [0, 1]."""
-        resized = [self.transform.resize(picture)[0] for picture in pictures]
-        sizes = [(picture.shape[1], picture.shape[2]) for picture in resized]
-        batch = self._gather(resized)
-        features = self.backbone(batch.to(self._precision, memory_format=torch.channels_last))
-        # Widths and heights, then what brings boxes back to the pictures as they were given.
-        values = [
-            [width, height, whole.shape[2] / width, whole.shape[1] / height]
-            for whole, (height, width) in zip(pictures, sizes, strict=True)
-        ]
-        table = torch.tensor(values, device=batch.device)
-        limits, scales = table[:, [0, 1, 0, 1]], table[:, [2, 3, 2, 3]]
-        regions, likely = self._propose(batch, list(features.values()), limits)
-        maps = {
-            name: level.to(torch.float32, memory_format=torch.contiguous_format)
-            for name, level in features.items()
-            if name in self.roi_heads.box_roi_pool.featmap_names
-        }
-        pooled = self.roi_heads.box_roi_pool(maps, list(regions), sizes)
-        looked = self.roi_heads.box_head(pooled.to(self._precision))
-        logits, deltas = self.roi_heads.box_predictor(looked)
-        boxes, scores = self._choose(logits, deltas, regions, likely >= 0, limits)
-        found = _to_host(torch.cat([boxes * scales[:, None], scores[:, :, None]], 2))
+        rounds = _ROUNDS
+        while True:
+            values = to_host(self.find(pictures, rounds))
+            found, settled = values[:-1].view(len(pictures), -1, 5), bool(values[-1])
+            if settled:
+                break
+            rounds *= _MORE
         # The best come first, and what is none has the score 0.
         counts = (found[:, :, 4] > 0).sum(1).tolist()
         return [
             {"boxes": rows[:count, :4], "scores": rows[:count, 4]}
             for rows, count in zip(found, counts, strict=True)
         ]
+
+    def find(self, pictures: list[Tensor], rounds: int) -> Tensor:
+        """What is found, as numbers in a row: left, top, right, bottom and score of each detection,
+        so many of each picture; in the end 1 where `rounds` of suppression were enough, or else 0.
+
+        Never waits for the GPU, which so has its next batch at hand while it computes this one.
+        """
+        resized = [self.transform.resize(picture)[0] for picture in pictures]
+        # Widths and heights, then what brings boxes back to the pictures as they were given.
+        values = [
+            [width, height] * 2 + [whole.shape[2] / width, whole.shape[1] / height] * 2
+            for whole, (_, height, width) in zip(pictures, (r.shape for r in resized), strict=True)
+        ]
+        table = to_device(values, resized[0].device)
+        limits, scales = table[:, :4], table[:, 4:]
+        batch = self._gather(resized)
+        features = self.backbone(batch.to(self._precision, memory_format=torch.channels_last))
+        regions, likely, settled = self._propose(batch, list(features.values()), limits, rounds)
+        pool = self.roi_heads.box_roi_pool
+        maps = [features[name] for name in pool.featmap_names if name in features]
+        pooled = align(pool, maps, regions, batch.shape[3]).to(self._precision)
+        looked = self.roi_heads.box_head(pooled)
+        logits, deltas = self.roi_heads.box_predictor(looked)
+        boxes, scores, settled_too = self._choose(
+            logits, deltas, regions, likely >= 0, limits, rounds
+        )
+        found = torch.cat([boxes * scales[:, None], scores[:, :, None]], 2)
+        return torch.cat([found.flatten(), (settled & settled_too).to(found.dtype)[None]])
 
     def _gather(self, resized: list[Tensor]) -> Tensor:
         """Pictures of several sizes as one tensor, normalised and padded with zeros."""
@@ -86,42 +104,53 @@ class CudaDetector(nn.Module):
         return batch.sub_(self.mean).div_(self.std)
 
     def _propose(
-        self, batch: Tensor, features: list[Tensor], limits: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, batch: Tensor, features: list[Tensor], limits: Tensor, rounds: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Regions (N, R, 4) of each picture and their likelihood (N, R), the likeliest first, as
-        `RegionProposalNetwork.forward` chooses them; where there are fewer, the rest has -1.
+        `RegionProposalNetwork.forward` chooses them; where there are fewer, the rest has -1. And
+        whether `rounds` of suppression were enough.
         """
         objectness, deltas = self.rpn.head(features)
         boxes, scores = self._proposer.likely(batch, features, objectness, deltas, limits)
         # Of each picture and level, boxes suppress each other only.
-        kept = _suppress(
+        kept, settled = _suppress(
             boxes.flatten(0, 1),
             scores.flatten(0, 1) >= 0,
             self.rpn.nms_thresh,
             self._precision,
+            rounds,
         )
         scores = scores.masked_fill(~kept.view_as(scores), -1.0).flatten(1)
         count = min(self.rpn.post_nms_top_n(), scores.shape[1])
         likely, chosen = scores.topk(count, dim=1)
-        return _take(boxes.flatten(1, 2), chosen), likely
+        return _take(boxes.flatten(1, 2), chosen), likely, settled
 
     def _choose(
-        self, logits: Tensor, deltas: Tensor, regions: Tensor, real: Tensor, limits: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        regions: Tensor,
+        real: Tensor,
+        limits: Tensor,
+        rounds: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Detections (N, D, 4) of each picture and their scores (N, D), the best first, as
-        `RoIHeads.postprocess_detections` chooses them; where there are fewer, the rest has 0.
+        `RoIHeads.postprocess_detections` chooses them; where there are fewer, the rest has 0. And
+        whether `rounds` of suppression were enough.
         """
-        decoded = self.roi_heads.box_coder.decode_single(deltas, regions.flatten(0, 1))
-        boxes = torch.minimum(decoded[:, 4:8].view_as(regions).clamp(min=0), limits[:, None])
+        decoded = decode(self.roi_heads.box_coder, deltas[:, 4:8].view_as(regions), regions)
+        boxes = torch.minimum(decoded.clamp(min=0), limits[:, None])
         scores = logits.softmax(1)[:, 1].view_as(real)
         sides = boxes[..., 2:] - boxes[..., :2]
         good = real & (scores > self.roi_heads.score_thresh) & (sides >= _LEAST_SIDE).all(2)
         scores, order = scores.masked_fill(~good, 0.0).sort(dim=1, descending=True)
         boxes = _take(boxes, order)
-        kept = _suppress(boxes, scores > 0, self.roi_heads.nms_thresh, self._precision)
+        kept, settled = _suppress(
+            boxes, scores > 0, self.roi_heads.nms_thresh, self._precision, rounds
+        )
         most = min(self.roi_heads.detections_per_img, scores.shape[1])
         scores, chosen = scores.masked_fill(~kept, 0.0).topk(most, dim=1)
-        return _take(boxes, chosen), scores
+        return _take(boxes, chosen), scores, settled
 
 
 def _take(boxes: Tensor, chosen: Tensor) -> Tensor:
@@ -129,8 +158,11 @@ def _take(boxes: Tensor, chosen: Tensor) -> Tensor:
     return boxes.gather(1, chosen[:, :, None].expand(-1, -1, 4))
 
 
-def _suppress(boxes: Tensor, real: Tensor, threshold: float, precision: torch.dtype) -> Tensor:
-    """Which of the `real` boxes (M, K, 4) of each row, the best first, are not suppressed (M, K).
+def _suppress(
+    boxes: Tensor, real: Tensor, threshold: float, precision: torch.dtype, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Which of the `real` boxes (M, K, 4) of each row, the best first, are not suppressed (M, K),
+    and whether this is certain.
 
     What `torchvision.ops.nms` does one box after the other: a box goes if a better one that stays
     overlaps it. Repeated for all boxes at once until nothing changes it comes to the same, after as
@@ -150,19 +182,7 @@ def _suppress(boxes: Tensor, real: Tensor, threshold: float, precision: torch.dt
     over = (common > union.mul_(threshold)).triu_(1).to(precision)
     # As zeros and ones (M, 1, K): each step less is an operation less for the processor to ask for.
     ones = real.to(precision)[:, None]
-    kept = ones
-    while True:
-        for _ in range(_ROUNDS):
-            before = kept
-            kept = ones * (torch.bmm(kept, over) == 0)
-        if not _to_host((kept != before).any()):
-            return kept[:, 0] > 0
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """On the CPU; until it is there this thread sleeps, where PyTorch's would keep a core busy."""
-    if tensor.is_cuda:
-        ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        ready.record()
-        ready.synchronize()
-    return tensor.cpu()
+    kept = before = ones
+    for _ in range(rounds):
+        before, kept = kept, ones * (torch.bmm(kept, over) == 0)
+    return kept[:, 0] > 0, (kept == before).all()

@@ -53,6 +53,22 @@ def test_a_batch_gives_what_torchvision_finds(norm: str, mirrored: bool) -> None
         np.testing.assert_allclose(tuned.boxes, usual.boxes, atol=0.01)
 
 
+def test_a_batch_that_takes_more_rounds_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    find = CudaDetector.find
+
+    def watched(self: CudaDetector, pictures: list[Tensor], rounds: int) -> Tensor:
+        asked.append(rounds)
+        return find(self, pictures, rounds)
+
+    monkeypatch.setattr(CudaDetector, "find", watched)
+    monkeypatch.setattr(cuda, "_ROUNDS", 1)
+    config = DetectorConfig(architecture="resnet18_fpn")
+    for usual, tuned in zip(*both(config, pictures((100, 150), (90, 140))), strict=True):
+        np.testing.assert_allclose(tuned.scores, usual.scores, atol=1e-5)
+    assert asked[:2] == [1, 4]
+
+
 def test_less_precision_is_near() -> None:
     config = DetectorConfig(architecture="resnet18_fpn")
     images = pictures((100, 150), (100, 150))
@@ -136,7 +152,9 @@ def test_suppression_is_that_of_torchvision(threshold: float) -> None:
     boxes[0] = torch.stack([torch.tensor([float(i), 0, i + 10, 10]) for i in range(300)])
     real = torch.rand(4, 300, generator=random) > 0.2
     real[3] = False
-    kept = cuda._suppress(boxes, real, threshold, torch.float16)
+    kept, settled = cuda._suppress(boxes, real, threshold, torch.float16, rounds=301)
+    assert settled
+    assert not cuda._suppress(boxes, real, threshold, torch.float16, rounds=16)[1]
     scores = torch.linspace(1, 0, 300)
     for row, (some, which) in enumerate(zip(boxes, real, strict=True)):
         numbers = torch.arange(300)[which]
