@@ -178,11 +178,11 @@ def _suppress(
     common = width.mul_(height)
     area = (right - left) * (bottom - top)
     union = torch.add(area[:, :, None], area[:, None], out=height).sub_(common)
-    # Sums of zeros and ones up to 2,048 are exact in 16 bits, and of more are not zero.
+    # A sum of zeros and ones is exact in 16 bits as long as it matters: whether it is one or more.
     over = (common > union.mul_(threshold)).triu_(1).to(precision)
     # As zeros and ones (M, 1, K): each step less is an operation less for the processor to ask for.
     ones = real.to(precision)[:, None]
     kept = before = ones
     for _ in range(rounds):
-        before, kept = kept, ones * (torch.bmm(kept, over) == 0)
+        before, kept = kept, torch.baddbmm(ones, kept, over, alpha=-1).relu_()
     return kept[:, 0] > 0, (kept == before).all()
