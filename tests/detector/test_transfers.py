@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import MultiScaleRoIAlign
 
 from gun_detection.detector import atlas, cuda
@@ -36,12 +37,11 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = _run(func, args, kwargs)
-        devices = {
-            leaf.device.type
-            for leaf in tree_leaves((args, kwargs, result))
-            # A single number goes with the operation that it is for.
-            if isinstance(leaf, Tensor) and (leaf.dim() or leaf is result)
-        }
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        # A single number goes with the operation that it is for, unless that is to copy it.
+        whole = [leaf for leaf in given if leaf.dim() or len(given) == 1]
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        devices = {leaf.device.type for leaf in whole + made}
         if self._refuse and len(devices) > 1 and not kwargs.get("non_blocking"):
             raise AssertionError(f"{func} waits for the GPU")
         return result
@@ -93,6 +93,9 @@ def test_what_waits_is_noticed() -> None:
             table[:, [0, 1, 0, 1]]
         with pytest.raises(AssertionError, match="waits for the GPU"):
             torch.ones(2).to(GPU)
+        # A constant made there is copied, too, which wants a driver.
+        with pytest.raises((AssertionError, RuntimeError), match=r"waits for the GPU|NVIDIA"):
+            BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single(table, table)
         with pytest.raises(AssertionError, match="waits for the GPU"):
             table.cpu()
         with pytest.raises((DynamicOutputShapeException, DataDependentOutputException)):
