@@ -226,12 +226,12 @@ _RUN = """
 
 # Row after row as time went by; `n` is where the key of a row stands in the order of the keys.
 _UPLOADS = """
-    INSERT INTO upload (id, bucket, key, etag, size, uploaded_at, pending)
+    INSERT INTO upload (id, bucket, key, etag, size, uploaded_at)
     OVERRIDING SYSTEM VALUE
     SELECT i + 1, COALESCE(bucket, 'archive'),
            'site-' || to_char(m / 100000, 'FM000') || '/camera-' || to_char(m / 1000 % 100, 'FM00')
            || '/' || to_char(m, 'FM000000000') || '.jpg',
-           md5(m::text), 200000, CAST(:start AS timestamptz) + i * interval '1 second', false
+           md5(m::text), 200000, CAST(:start AS timestamptz) + i * interval '1 second'
     FROM (
         SELECT i, bucket, CASE
             WHEN bucket IS NULL THEN n

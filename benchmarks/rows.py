@@ -88,7 +88,7 @@ def _objects(first: int, count: int) -> Iterator[StoredObject]:
 def _score(number: int, boxes: int, settings: Settings) -> None:
     with open_session(settings) as session:
         run_id = session.execute(text("SELECT id FROM scoring_run")).scalar_one()
-        pending = session.scalars(text("SELECT id FROM upload WHERE pending ORDER BY id")).all()
+        pending = session.scalars(text("SELECT upload_id FROM pending_upload ORDER BY 1")).all()
         shard_id = session.execute(
             insert(Shard)
             .values(run_id=run_id, number=number, upload_ids=list(pending))

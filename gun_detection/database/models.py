@@ -157,23 +157,13 @@ class Promotion(Base):
 class Upload(Base):
     """One version of one uploaded object; other bytes under the same key are another row.
 
-    `current`: the version that the last listing showed, one for each key. `pending`: it has no
-    outcome by any model yet, or its outcome is to be judged anew. `wanted`: while it waits, some
-    configured source covers its key. `deferred`: it was tried in vain or judged before, so that
-    others that wait come first; its next outcome ends that.
+    `current`: the version that the last listing showed, one for each key.
     """
 
     __tablename__ = "upload"
     __table_args__ = (
         UniqueConstraint("bucket", "key", "etag"),
         Index("uq_upload_current", "bucket", "key", unique=True, postgresql_where=text("current")),
-        Index(
-            "ix_upload_pending",
-            "bucket",
-            "deferred",
-            "uploaded_at",
-            postgresql_where=text("pending"),
-        ),
     )
     id: Mapped[int] = _serial()
     first_seen_at: Mapped[datetime] = _created()
@@ -183,7 +173,25 @@ class Upload(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     uploaded_at: Mapped[datetime]
     current: Mapped[bool] = mapped_column(server_default=text("true"))
-    pending: Mapped[bool] = mapped_column(server_default=text("true"))
+
+
+class PendingUpload(Base):
+    """A current upload that waits: it has no outcome by any model, or one to be judged anew.
+
+    What a plan asks of it stands here, too, so that planning reads no more than what waits.
+    `wanted`: some configured source covers its key. `deferred`: it was tried in vain or judged
+    before, so that others that wait come first.
+    """
+
+    __tablename__ = "pending_upload"
+    __table_args__ = (Index(None, "bucket", "deferred", "uploaded_at", "upload_id"),)
+    upload_id: Mapped[int] = mapped_column(
+        BigInteger, ForeignKey("upload.id"), primary_key=True, autoincrement=False
+    )
+    bucket: Mapped[str]
+    key: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    uploaded_at: Mapped[datetime]
     wanted: Mapped[bool] = mapped_column(server_default=text("true"))
     deferred: Mapped[bool] = mapped_column(server_default=text("false"))
 

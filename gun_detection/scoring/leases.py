@@ -130,8 +130,8 @@ def give_up(lease: Lease, settings: Settings) -> None:
 
 _DEFER = text(
     """
-    UPDATE upload SET deferred = true
-    WHERE pending AND NOT deferred AND id = ANY(ARRAY(
+    UPDATE pending_upload SET deferred = true
+    WHERE NOT deferred AND upload_id = ANY(ARRAY(
         SELECT unnest(upload_ids) FROM shard WHERE id = :shard
     ))
     """
@@ -153,12 +153,11 @@ def finish_shard(lease: Lease, settings: Settings, stats: dict[str, Any] | None 
 
 _NO_LONGER_PENDING = text(
     """
-    UPDATE upload u SET pending = false, deferred = false
-    WHERE u.pending AND u.id = ANY(ARRAY(
+    DELETE FROM pending_upload p WHERE p.upload_id = ANY(ARRAY(
         SELECT unnest(upload_ids) FROM shard WHERE id = :shard
     )) AND EXISTS (
         SELECT FROM ledger l
-        WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
+        WHERE l.upload_id = p.upload_id AND l.model_id = :model AND NOT l.stale
     )
     """
 )
@@ -168,11 +167,12 @@ def _left(session: Session, shard: Shard, model_id: str) -> list[Item]:
     rows = session.execute(
         text(
             """
-            SELECT u.id, u.bucket, u.key, u.etag, u.size FROM upload u
+            SELECT u.id, u.bucket, u.key, u.etag, u.size
+            FROM upload u LEFT JOIN pending_upload p ON p.upload_id = u.id
             WHERE u.id = ANY(:ids) AND NOT EXISTS (
                 SELECT FROM ledger l
                 WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
-            ) ORDER BY u.deferred, u.id
+            ) ORDER BY COALESCE(p.deferred, false), u.id
             """
         ).bindparams(bindparam("ids", shard.upload_ids)),
         {"model": model_id},

@@ -1,12 +1,13 @@
 """The ledger: one outcome per upload and model, written in fenced, idempotent transactions."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
@@ -42,18 +43,17 @@ def write_outcomes(lease: Lease, outcomes: Sequence[Outcome], settings: Settings
     replaced. Raises `StaleAttemptError` when another attempt took the shard over: nothing is
     written then.
     """
-    arguments: dict[str, Any] = {
+    arguments = {
         "model": lease.model_id,
         "run": lease.run_id,
         "shard": lease.shard_id,
         "attempt": lease.attempt,
+        # One value for all rows: as arrays, each of theirs is parsed and planned as an expression.
+        "rows": json.dumps([_outcome_row(outcome) for outcome in outcomes]),
     }
-    rows = [_outcome_row(outcome) for outcome in outcomes]
-    arguments |= {name: [row[place] for row in rows] for place, name in enumerate(_COLUMNS)}
     with open_session(settings) as session:
         renew(session, lease, settings)
-        found = session.execute(_UPSERT, arguments)
-        ids = {row.upload_id: row.id for row in found}
+        ids = {row.upload_id: row.id for row in session.execute(_UPSERT, arguments)}
         written = [
             (ids[outcome.upload_id], outcome.detections)
             for outcome in outcomes
@@ -62,6 +62,30 @@ def write_outcomes(lease: Lease, outcomes: Sequence[Outcome], settings: Settings
         if written:
             copy_arrays(session, "detection", _detection_columns(written))
     return len(ids)
+
+
+def judged_anew(which: str, *, deferred: bool = False) -> TextClause:
+    """A statement that has the next run judge uploads anew, `deferred` after all others; it returns
+    how many there are.
+
+    `which` is the SQL condition for an outcome `l` of a current upload `u`. What they have now
+    stays until then, and the count of tries goes on.
+    """
+    return text(
+        f"""
+        WITH again AS (
+            UPDATE ledger l SET stale = true FROM upload u
+            WHERE u.id = l.upload_id AND u.current AND {which}
+            RETURNING l.upload_id
+        ), waiting AS (
+            INSERT INTO pending_upload AS p (upload_id, bucket, key, size, uploaded_at, deferred)
+            SELECT id, bucket, key, size, uploaded_at, {str(deferred).lower()} FROM upload
+            WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
+            ON CONFLICT (upload_id) DO UPDATE SET deferred = p.deferred OR excluded.deferred
+        )
+        SELECT COUNT(DISTINCT upload_id) FROM again
+        """
+    )
 
 
 def earlier_outcomes(session: Session, digests: Sequence[str], model_id: str) -> dict[str, Outcome]:
@@ -122,21 +146,20 @@ _COLUMNS = {
     "engine": "text",
 }
 _NAMES = ", ".join(_COLUMNS)
-_ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _COLUMNS.items())
+_TYPED = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
 
 # In the order of the ids, so that two writers never wait for each other in a circle.
 _UPSERT = text(
     f"""
     WITH found AS (
-        SELECT * FROM unnest({_ARRAYS}) AS f({_NAMES}) ORDER BY upload_id
+        SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS f({_TYPED}) ORDER BY upload_id
     ), done AS (
-        UPDATE upload SET pending = false, deferred = false
-        WHERE id = ANY(CAST(:upload_id AS bigint[])) AND pending
+        DELETE FROM pending_upload WHERE upload_id = ANY(ARRAY(SELECT upload_id FROM found))
     )
     INSERT INTO ledger AS l (model_id, run_id, shard_id, attempt, outcome, {_NAMES})
     SELECT :model, :run, :shard, :attempt,
-           CASE WHEN reason IS NULL THEN 'scored' ELSE 'quarantined' END, f.*
-    FROM found f
+           CASE WHEN reason IS NULL THEN 'scored' ELSE 'quarantined' END, {_NAMES}
+    FROM found
     ON CONFLICT (upload_id, model_id) DO UPDATE SET
         run_id = excluded.run_id, shard_id = excluded.shard_id, attempt = excluded.attempt,
         outcome = excluded.outcome, reason = excluded.reason, message = excluded.message,
@@ -149,20 +172,10 @@ _UPSERT = text(
 )
 
 
-def _outcome_row(outcome: Outcome) -> tuple[object, ...]:
+def _outcome_row(outcome: Outcome) -> dict[str, object]:
+    row = {name: getattr(outcome, name) for name in _COLUMNS}
     # PostgreSQL text holds no NUL, and a message may quote hostile bytes.
-    message = outcome.message.replace("\0", "")[:500] if outcome.message else None
-    return (
-        outcome.upload_id,
-        outcome.reason,
-        message,
-        outcome.sha256,
-        outcome.width,
-        outcome.height,
-        outcome.decode_ms,
-        outcome.inference_ms,
-        outcome.engine,
-    )
+    return row | {"message": outcome.message.replace("\0", "")[:500] if outcome.message else None}
 
 
 def _detection_columns(written: list[tuple[int, Detections]]) -> dict[str, NDArray[Any]]:

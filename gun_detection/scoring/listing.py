@@ -16,6 +16,7 @@ from gun_detection.database.copying import copy_rows
 from gun_detection.database.models import SourceListing
 from gun_detection.errors import ServiceUnavailableError
 from gun_detection.scoring.inventory import read_inventory
+from gun_detection.scoring.ledger import judged_anew
 from gun_detection.scoring.sources import Source
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage, StoredObject
@@ -110,7 +111,7 @@ def sort_out(session: Session, chosen: list[Source], configured: list[Source]) -
         for row in rows:
             wanted = any(source.covers(row.bucket, row.key) for source in sources)
             if wanted != row.wanted:
-                changed[wanted].append(row.id)
+                changed[wanted].append(row.upload_id)
         for wanted, ids in changed.items():
             if ids:
                 session.execute(_WANTED, {"wanted": wanted, "ids": ids})
@@ -118,8 +119,10 @@ def sort_out(session: Session, chosen: list[Source], configured: list[Source]) -
                 logger.info("%d uploads that wait are %s", len(ids), said)
 
 
-_WAITING = text("SELECT id, bucket, key, wanted FROM upload WHERE pending")
-_WANTED = text("UPDATE upload SET wanted = :wanted WHERE id = ANY(CAST(:ids AS bigint[]))")
+_WAITING = text("SELECT upload_id, bucket, key, wanted FROM pending_upload")
+_WANTED = text(
+    "UPDATE pending_upload SET wanted = :wanted WHERE upload_id = ANY(CAST(:ids AS bigint[]))"
+)
 
 
 def _objects(source: Source, settings: Settings, storage: Storage) -> Iterator[StoredObject]:
@@ -258,66 +261,66 @@ _COUNTS = text(
 
 _SUPERSEDE = text(
     """
-    UPDATE upload SET current = false, pending = false
-    WHERE id = ANY(ARRAY(SELECT current_id FROM seen WHERE current_id IS DISTINCT FROM known_id))
+    WITH past AS (
+        UPDATE upload SET current = false
+        WHERE id = ANY(ARRAY(
+            SELECT current_id FROM seen WHERE current_id IS DISTINCT FROM known_id
+        )) RETURNING id
+    )
+    DELETE FROM pending_upload WHERE upload_id = ANY(ARRAY(SELECT id FROM past))
     """
 )
 
 _INSERT = text(
     """
-    INSERT INTO upload (bucket, key, etag, size, uploaded_at)
-    SELECT :bucket, key, etag, size, uploaded_at FROM seen
-    WHERE known_id IS NULL ORDER BY uploaded_at, key
+    WITH noted AS (
+        INSERT INTO upload (bucket, key, etag, size, uploaded_at)
+        SELECT :bucket, key, etag, size, uploaded_at FROM seen
+        WHERE known_id IS NULL ORDER BY uploaded_at, key
+        RETURNING id, bucket, key, size, uploaded_at
+    )
+    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at) SELECT * FROM noted
     """
 )
 
 # Bytes that were overwritten and are back: they keep the outcome that they have.
 _RESTORE = text(
     """
-    UPDATE upload SET
-        current = true, uploaded_at = s.uploaded_at,
-        pending = NOT EXISTS (SELECT FROM ledger l WHERE l.upload_id = upload.id AND NOT l.stale)
-    FROM seen s WHERE s.known_id = upload.id
-    AND id = ANY(ARRAY(SELECT known_id FROM seen WHERE known_id IS DISTINCT FROM current_id))
+    WITH restored AS (
+        UPDATE upload SET current = true, uploaded_at = s.uploaded_at
+        FROM seen s WHERE s.known_id = upload.id
+        AND id = ANY(ARRAY(SELECT known_id FROM seen WHERE known_id IS DISTINCT FROM current_id))
+        RETURNING id, bucket, upload.key, upload.size, upload.uploaded_at
+    )
+    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at)
+    SELECT * FROM restored r
+    WHERE NOT EXISTS (SELECT FROM ledger l WHERE l.upload_id = r.id AND NOT l.stale)
+    ON CONFLICT DO NOTHING
     """
 )
-
-# What is to be judged anew waits for the next run.
-_AGAIN = """
-    WITH again AS (
-        UPDATE ledger SET stale = true WHERE {which} AND NOT stale RETURNING upload_id
-    ), waiting AS (
-        UPDATE upload SET pending = true WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
-    )
-    SELECT COUNT(DISTINCT upload_id) FROM again
-"""
 
 # What was gone when it was to be read, and is listed again, has no true outcome yet. An outcome is
 # written a while after the picture was missed, by another clock than that of the uploads. What was
 # listed before it was gone may be looked at once more for that: its next outcome is later.
-_THERE_AGAIN = text(
-    _AGAIN.format(
-        which="""
-        upload_id = ANY(ARRAY(SELECT known_id FROM seen))
-        AND reason IN ('OBJECT_MISSING', 'OBJECT_CHANGED')
-        AND (CAST(:live AS boolean) OR EXISTS (
-            SELECT FROM seen s
-            WHERE s.known_id = upload_id AND s.uploaded_at > created_at - interval '15 minutes'
-        ))
-        """
-    )
+_THERE_AGAIN = judged_anew(
+    """
+    u.id = ANY(ARRAY(SELECT known_id FROM seen))
+    AND l.reason IN ('OBJECT_MISSING', 'OBJECT_CHANGED') AND NOT l.stale
+    AND (CAST(:live AS boolean) OR EXISTS (
+        SELECT FROM seen s
+        WHERE s.known_id = u.id AND s.uploaded_at > l.created_at - interval '15 minutes'
+    ))
+    """
 )
 
 # Of a key that was overwritten, an older version may be restored.
-_RESTORED = text(
-    _AGAIN.format(
-        which="""
-        upload_id = ANY(ARRAY(
-            SELECT (
-                SELECT id FROM upload
-                WHERE bucket = :bucket AND key = r.key AND current AND etag = r.etag LIMIT 1
-            ) FROM unnest(CAST(:keys AS text[]), CAST(:etags AS text[])) AS r(key, etag)
-        )) AND reason IN ('ARCHIVED', 'REQUEST_REFUSED')
-        """
-    )
+_RESTORED = judged_anew(
+    """
+    u.id = ANY(ARRAY(
+        SELECT (
+            SELECT id FROM upload
+            WHERE bucket = :bucket AND key = r.key AND current AND etag = r.etag LIMIT 1
+        ) FROM unnest(CAST(:keys AS text[]), CAST(:etags AS text[])) AS r(key, etag)
+    )) AND l.reason IN ('ARCHIVED', 'REQUEST_REFUSED') AND NOT l.stale
+    """
 )

@@ -279,20 +279,24 @@ def _cap(kind: Kind, settings: Settings) -> int:
 
 
 _OUTDATED = """
-    u.current AND NOT u.pending AND NOT EXISTS (
+    u.current AND NOT EXISTS (SELECT FROM pending_upload p WHERE p.upload_id = u.id)
+    AND NOT EXISTS (
         SELECT FROM ledger l
         WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
     )
 """
 # The oldest uploads wait longest, but what was tried before keeps no other waiting, as it may fail
 # each time; of history, the newest is what people look at.
-_WHICH = {"new": "u.pending AND u.wanted", "rescore": _OUTDATED}
+_FROM = {"new": "pending_upload AS u (id)", "rescore": "upload u"}
+_WHICH = {"new": "u.wanted", "rescore": _OUTDATED}
+_DEFERRED = {"new": "deferred", "rescore": "false AS deferred"}
 _ORDER = {"new": "u.deferred, u.uploaded_at, u.id", "rescore": "u.id DESC"}
 
 
 def _count(session: Session, kind: Kind, model: ModelVersion, source: Source) -> int:
     condition, arguments = _scope(kind, model, source, 0)
-    found = session.execute(text(f"SELECT COUNT(*) FROM upload u WHERE {condition}"), arguments)
+    statement = f"SELECT COUNT(*) FROM {_FROM[kind]} WHERE {condition}"
+    found = session.execute(text(statement), arguments)
     return int(found.scalar_one())
 
 
@@ -306,8 +310,8 @@ def _chosen(
     for number, source in enumerate(sources):
         condition, values = _scope(kind, model, source, number)
         parts.append(
-            f"(SELECT id, size, uploaded_at, deferred FROM upload u WHERE {condition} "
-            f"ORDER BY {_ORDER[kind]} LIMIT :cap_{number})"
+            f"(SELECT id, size, uploaded_at, {_DEFERRED[kind]} FROM {_FROM[kind]} "
+            f"WHERE {condition} ORDER BY {_ORDER[kind]} LIMIT :cap_{number})"
         )
         own = cap if source.images_per_run is None else min(cap, source.images_per_run)
         arguments |= values | {f"cap_{number}": own}

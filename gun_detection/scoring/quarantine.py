@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from gun_detection.errors import GunDetectionError, TransientError
+from gun_detection.scoring.ledger import judged_anew
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -72,24 +73,10 @@ def retry(session: Session, upload_ids: Sequence[int]) -> int:
 
     What they have now stays until then, and the count of tries goes on.
     """
-    found = session.execute(
-        text(
-            """
-            WITH again AS (
-                UPDATE ledger SET stale = true FROM upload u
-                WHERE u.id = ledger.upload_id AND u.current
-                AND ledger.upload_id = ANY(:ids) AND ledger.outcome = 'quarantined'
-                RETURNING ledger.upload_id
-            ), waiting AS (
-                UPDATE upload SET pending = true, deferred = true
-                WHERE id IN (SELECT upload_id FROM again)
-            )
-            SELECT COUNT(DISTINCT upload_id) FROM again
-            """
-        ),
-        {"ids": list(upload_ids)},
-    )
-    return int(found.scalar_one())
+    return int(session.execute(_RETRY, {"ids": list(upload_ids)}).scalar_one())
+
+
+_RETRY = judged_anew("u.id = ANY(:ids) AND l.outcome = 'quarantined'", deferred=True)
 
 
 def judge_again(session: Session, model_id: str) -> int:
@@ -112,26 +99,18 @@ def judge_again(session: Session, model_id: str) -> int:
 
 
 TRIES = 3
-_JUDGE_AGAIN = text(
+_JUDGE_AGAIN = judged_anew(
     """
-    WITH again AS (
-        UPDATE ledger l SET stale = true FROM upload u
-        WHERE u.id = l.upload_id AND u.current AND l.reason IS NOT NULL AND NOT l.stale
-        AND l.created_at < now() - interval '12 hours'
-        AND (
-            l.reason = ANY(CAST(:undelivered AS text[]))
-            OR l.reason = ANY(CAST(:doubtful AS text[])) AND l.tries < :tries
-        )
-        AND (l.model_id = :model OR NOT EXISTS (
-            SELECT FROM ledger o WHERE o.upload_id = u.id AND o.reason IS NULL
-        ))
-        RETURNING l.upload_id
-    ), waiting AS (
-        UPDATE upload SET pending = true, deferred = true
-        WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
+    l.reason IS NOT NULL AND NOT l.stale AND l.created_at < now() - interval '12 hours'
+    AND (
+        l.reason = ANY(CAST(:undelivered AS text[]))
+        OR l.reason = ANY(CAST(:doubtful AS text[])) AND l.tries < :tries
     )
-    SELECT COUNT(DISTINCT upload_id) FROM again
-    """
+    AND (l.model_id = :model OR NOT EXISTS (
+        SELECT FROM ledger o WHERE o.upload_id = u.id AND o.reason IS NULL
+    ))
+    """,
+    deferred=True,
 )
 
 

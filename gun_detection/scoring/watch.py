@@ -114,8 +114,8 @@ _UNTOLD = """
     FROM (
         SELECT id, MAX(bucket) AS bucket
         FROM (
-            SELECT id, bucket, false AS taken FROM upload
-            WHERE pending AND wanted AND bucket = ANY(:buckets)
+            SELECT upload_id AS id, bucket, false AS taken FROM pending_upload
+            WHERE wanted AND bucket = ANY(:buckets)
             AND EXISTS (SELECT FROM current_champion)
             UNION ALL
             SELECT unnest(s.upload_ids), NULL, true

@@ -82,7 +82,8 @@ def test_what_waits_to_be_judged_anew_is_deferred_from_the_start(settings: Setti
     with migrated_to("0006", settings) as (connection, config):
         connection.execute(text(_JUDGED_BEFORE))
         command.upgrade(config, "head")
-        found = connection.execute(text("SELECT key, deferred FROM upload ORDER BY key")).all()
+        waiting = text("SELECT key, deferred FROM pending_upload ORDER BY key")
+        found = connection.execute(waiting).all()
     assert found == [("judged", True), ("new", False)]
 
 

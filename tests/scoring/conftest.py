@@ -59,6 +59,20 @@ def score_all(made: Plan, settings: Settings, reader: Reads, engine: Engine) -> 
         score_shard(claim_shard(shard_id, settings), engine, settings, reader)
 
 
+def wait_all(settings: Settings) -> None:
+    """Everything that was ever uploaded waits, as if a listing had it anew."""
+    with open_session(settings) as session:
+        session.execute(_WAIT)
+
+
+_WAIT = text(
+    """
+    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at)
+    SELECT id, bucket, key, size, uploaded_at FROM upload ON CONFLICT DO NOTHING
+    """
+)
+
+
 def later(settings: Settings, hours: int = 13) -> None:
     """All that is in the ledger was written so long ago."""
     with open_session(settings) as session:

@@ -187,7 +187,7 @@ def test_what_was_tried_in_vain_uses_up_no_cap(
     assert [item.key for item in items[:2]] == ["b0.jpg", "b1.jpg"]
     score_all(plan(), settings, storage, engine)
     assert list(outcomes(settings).values()) == ["scored"] * 5
-    assert rows(settings, "SELECT COUNT(*) FROM upload WHERE deferred") == [(0,)]
+    assert rows(settings, "SELECT COUNT(*) FROM pending_upload WHERE deferred") == [(0,)]
 
 
 @pytest.mark.parametrize("error", [DENIED, AWAY])

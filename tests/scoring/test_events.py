@@ -402,6 +402,7 @@ def test_of_versions_of_one_second_the_later_one_counts(
             assert queue.messages == {}
             current = "SELECT etag FROM upload WHERE key = 'a.jpg' AND current"
             assert rows(settings, current) == [("new",)]
+            rows(settings, "DELETE FROM pending_upload RETURNING upload_id")
             rows(settings, "DELETE FROM upload RETURNING id")
             queue.seen.clear()
 

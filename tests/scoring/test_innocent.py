@@ -32,6 +32,7 @@ from tests.scoring.conftest import (
     rows,
     score_all,
     upload,
+    wait_all,
 )
 from tests.scoring.simulated import Refusing, Simulated
 
@@ -122,16 +123,12 @@ def test_what_the_model_has_judged_before_waits_no_longer(
 ) -> None:
     upload(storage, settings, a=picture())
     score_all(plan(), settings, storage, engine)
-    with open_session(settings) as session:
-        session.execute(_PENDING)
+    wait_all(settings)
     made = plan()
     assert made.planned == 1
     score_all(made, settings, storage, engine)
     assert count(settings, "unscored_uploads") == 0
     assert plan().planned == 0
-
-
-_PENDING = text("UPDATE upload SET pending = true")
 
 
 def test_a_bucket_that_cannot_be_listed_keeps_no_other_waiting(

@@ -35,7 +35,10 @@ def put(storage: Storage, settings: Settings, key: str, data: bytes) -> None:
 
 
 def state(settings: Settings) -> list[tuple[object, ...]]:
-    return rows(settings, "SELECT key, size, current, pending FROM upload ORDER BY id")
+    return rows(settings, f"SELECT key, size, current, {_PENDING} FROM upload u ORDER BY id")
+
+
+_PENDING = "EXISTS (SELECT FROM pending_upload p WHERE p.upload_id = u.id)"
 
 
 def test_objects_are_noted_once(
@@ -120,7 +123,7 @@ def test_old_news_change_nothing_about_what_is_newer(settings: Settings) -> None
     second = replace(first, etag="second", last_modified=datetime(2026, 1, 2, tzinfo=UTC))
     for item in (first, second, first):
         note_objects(bucket, [item], settings)
-    current = "SELECT etag, current, pending FROM upload ORDER BY id"
+    current = f"SELECT etag, current, {_PENDING} FROM upload u ORDER BY id"
     assert rows(settings, current) == [("first", False, False), ("second", True, True)]
     third = replace(first, last_modified=datetime(2026, 1, 3, tzinfo=UTC))
     assert note_objects(bucket, [third], settings).changed == 1

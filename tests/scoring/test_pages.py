@@ -171,7 +171,7 @@ def test_what_is_unscored_is_told_by_bucket_and_late_in_red(
     assert 'class="bad"' not in page
     change(
         settings,
-        "UPDATE upload SET bucket = 'north', uploaded_at = now() - interval '25 h' "
+        "UPDATE pending_upload SET bucket = 'north', uploaded_at = now() - interval '25 h' "
         "WHERE key = 'a.jpg'",
     )
     page = overview(settings)
@@ -244,8 +244,8 @@ def test_many_in_quarantine_are_counted_and_the_first_shown(
 ) -> None:
     change(
         settings,
-        "INSERT INTO upload (bucket, key, etag, size, uploaded_at, pending) "
-        "SELECT 'b', 'bad-' || n || '.', 'e', 1, now(), false FROM generate_series(1, 150) n",
+        "INSERT INTO upload (bucket, key, etag, size, uploaded_at) "
+        "SELECT 'b', 'bad-' || n || '.', 'e', 1, now() FROM generate_series(1, 150) n",
     )
     change(
         settings,

@@ -19,7 +19,7 @@ from gun_detection.scoring.runs import RunSummary, finish_run
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.bad_pictures import CASES, LIMITS
-from tests.scoring.conftest import count, outcomes, picture, rows, score_all, upload
+from tests.scoring.conftest import count, outcomes, picture, rows, score_all, upload, wait_all
 from tests.scoring.simulated import Simulated
 
 Planned = Callable[..., Plan]
@@ -359,7 +359,7 @@ def test_what_is_judged_several_times_a_day_counts_once(
         score_all(made, settings, storage, engine)
         finish_run(made.run_id, settings)
         rows(settings, "UPDATE ledger SET stale = true RETURNING id")
-        rows(settings, "UPDATE upload SET pending = true RETURNING id")
+        wait_all(settings)
 
 
 def test_a_server_that_fails_is_not_an_outcome(

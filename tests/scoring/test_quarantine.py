@@ -111,7 +111,8 @@ def test_what_several_runs_condemned_is_not_acquitted_any_more(
         write_outcomes(claim_shard(shard, settings), [crashed], settings)
         supervise._acquit(shard, settings)
         state = (
-            "SELECT stale, pending FROM ledger JOIN upload u ON u.id = upload_id WHERE u.id = :id"
+            "SELECT stale, p.upload_id IS NOT NULL FROM ledger "
+            "LEFT JOIN pending_upload p USING (upload_id) WHERE upload_id = :id"
         )
         assert rows(settings, state, id=row["upload_id"]) == [(stale, stale)]
 

@@ -71,15 +71,20 @@ def test_what_runs_have_taken_on_is_found_in_one_pass(
     with open_session(settings) as session:
         for statement in (
             """
-            INSERT INTO upload (bucket, key, etag, size, uploaded_at)
-            SELECT :bucket, 'k' || number, 'e', 1, now() FROM generate_series(1, 60000) number
+            WITH noted AS (
+                INSERT INTO upload (bucket, key, etag, size, uploaded_at)
+                SELECT :bucket, 'k' || number, 'e', 1, now() FROM generate_series(1, 60000) number
+                RETURNING id, bucket, key, size, uploaded_at
+            )
+            INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at)
+            SELECT * FROM noted
             """,
             """
             INSERT INTO shard (run_id, number, upload_ids)
             SELECT r.id, 1 + u.id % 100, array_agg(u.id) FROM upload u, scoring_run r
             WHERE u.id <= 50000 GROUP BY 1, 2
             """,
-            "ANALYZE upload, shard, scoring_run",
+            "ANALYZE upload, pending_upload, shard, scoring_run",
             "SET LOCAL work_mem = '64kB'",
             "SET LOCAL statement_timeout = '10s'",
         ):
