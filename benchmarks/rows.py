@@ -26,7 +26,7 @@ from gun_detection.settings import Settings
 from gun_detection.storage import StoredObject
 
 BUCKET, MODEL, BATCH = "uploads", "mobilenet-v2-fpn-0123456789ab", 64
-TABLES = ("upload", "ledger", "detection", "shard")
+TABLES = ("upload", "pending_upload", "ledger", "detection", "shard")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 

@@ -101,6 +101,41 @@ _JUDGED_BEFORE = """
 """
 
 
+def test_what_waited_when_a_flag_said_so_waits_on(settings: Settings) -> None:
+    with migrated_to("0008", settings) as (connection, config):
+        connection.execute(
+            text(
+                """
+                INSERT INTO upload (bucket, key, etag, size, uploaded_at,
+                                    current, pending, wanted, deferred)
+                VALUES ('b', 'new', '1', 7, '2026-01-01Z', true, true, true, false),
+                       ('b', 'tried', '2', 8, '2026-01-02Z', true, true, true, true),
+                       ('b', 'unwanted', '3', 9, '2026-01-03Z', true, true, false, false),
+                       ('b', 'scored', '4', 1, '2026-01-04Z', true, false, true, false),
+                       ('b', 'past', '5', 1, '2026-01-05Z', false, false, true, false)
+                """
+            )
+        )
+        command.upgrade(config, "head")
+        waiting = connection.execute(
+            text(
+                "SELECT p.bucket, p.key, p.size, p.uploaded_at = u.uploaded_at, wanted, deferred "
+                "FROM pending_upload p JOIN upload u ON u.id = upload_id ORDER BY upload_id"
+            )
+        ).all()
+        unscored = connection.scalars(text("SELECT key FROM unscored_uploads ORDER BY key")).all()
+        [fresh] = connection.execute(
+            text("SELECT bucket, unscored, oldest_upload = '2026-01-01Z' FROM scoring_freshness")
+        )
+    assert waiting == [
+        ("b", "new", 7, True, True, False),
+        ("b", "tried", 8, True, True, True),
+        ("b", "unwanted", 9, True, False, False),
+    ]
+    assert unscored == ["new", "tried"]
+    assert fresh == ("b", 2, True)
+
+
 @pytest.mark.parametrize(
     ("revision", "remedy"),
     [(None, "gun-detection db upgrade"), ("9999", "install the version of gun-detection")],
