@@ -101,7 +101,7 @@ def overdue(storage: Storage, uri: str, now: datetime) -> str | None:
     if key.endswith(_TABLES) or _is_manifest(key):
         return None
     found = islice(_complete(storage, place, key), 2)
-    dates = [datetime.strptime(match[2], "%Y-%m-%dT%H-%M%z") for match, *_ in found]
+    dates = [_date(match) for match, *_ in found]
     if not dates:
         return None
     allowed = 2 * (dates[0] - dates[1]) if len(dates) == 2 else timedelta(weeks=1, days=1)
@@ -138,7 +138,7 @@ def _complete(
     """The complete inventories below a prefix, the newest first: name, manifest and checksum."""
     prefix = f"{key.rstrip('/')}/" if key else ""
     listed = {item.key for item in storage.list_objects(bucket, prefix)}
-    found = [match for name in listed if (match := _DATED.fullmatch(name))]
+    found = [match for name in listed if (match := _dated(name))]
     folders = sorted({match[1] for match in found})
     if len(folders) > 1:
         raise SettingsError(
@@ -153,6 +153,19 @@ def _complete(
                 yield match, content, checksum
             else:
                 logger.warning("s3://%s/%s does not match its checksum", bucket, match[0])
+
+
+def _dated(name: str) -> re.Match[str] | None:
+    """A match where this is the manifest in a folder of a date that there is."""
+    match = _DATED.fullmatch(name)
+    try:
+        return match if match and _date(match) else None
+    except ValueError:
+        return None
+
+
+def _date(match: re.Match[str]) -> datetime:
+    return datetime.strptime(match[2], "%Y-%m-%dT%H-%M%z")
 
 
 def _checksum_key(manifest: str) -> str:

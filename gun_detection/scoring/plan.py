@@ -3,7 +3,7 @@
 import logging
 import uuid
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
@@ -14,7 +14,7 @@ from gun_detection.errors import GunDetectionError, NotFoundError, TerminalError
 from gun_detection.release.champion import require_storable
 from gun_detection.scoring.listing import Listed, note_uploads, sort_out
 from gun_detection.scoring.quarantine import judge_again
-from gun_detection.scoring.sources import Source, load_sources
+from gun_detection.scoring.sources import Source, load_sources, regular_expression
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -285,12 +285,17 @@ _OUTDATED = """
         WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
     )
 """
-# The oldest uploads wait longest, but what was tried before keeps no other waiting, as it may fail
-# each time; of history, the newest is what people look at.
 _FROM = {"new": "pending_upload AS u (id)", "rescore": "upload u"}
 _WHICH = {"new": "u.wanted", "rescore": _OUTDATED}
-_DEFERRED = {"new": "deferred", "rescore": "false AS deferred"}
-_ORDER = {"new": "u.deferred, u.uploaded_at, u.id", "rescore": "u.id DESC"}
+# The oldest uploads wait longest, but what was tried before keeps no other waiting, as it may fail
+# each time. Of history, the newest is what people look at; of each source as much, so that one that
+# cannot be read, whose uploads are taken on each time, keeps no other waiting.
+_PLACE = {
+    "new": "deferred, uploaded_at",
+    "rescore": "row_number() OVER (ORDER BY u.id DESC) AS place",
+}
+_IN_SOURCE = {"new": "deferred, uploaded_at, id", "rescore": "id DESC"}
+_IN_RUN = {"new": "deferred, uploaded_at, id", "rescore": "place, id DESC"}
 
 
 def _count(session: Session, kind: Kind, model: ModelVersion, source: Source) -> int:
@@ -302,31 +307,43 @@ def _count(session: Session, kind: Kind, model: ModelVersion, source: Source) ->
 
 def _chosen(
     kind: Kind, model: ModelVersion, sources: list[Source], cap: int
-) -> tuple[str, dict[str, str | int]]:
+) -> tuple[str, dict[str, Any]]:
     """A statement for the id and size of the uploads of a run, and its arguments: those of each
     source within its own cap, then all of them in their order within that of the run."""
     parts = []
-    arguments: dict[str, str | int] = {"cap": cap}
+    arguments: dict[str, Any] = {"cap": cap}
     for number, source in enumerate(sources):
         condition, values = _scope(kind, model, source, number)
         parts.append(
-            f"(SELECT id, size, uploaded_at, {_DEFERRED[kind]} FROM {_FROM[kind]} "
-            f"WHERE {condition} ORDER BY {_ORDER[kind]} LIMIT :cap_{number})"
+            f"(SELECT id, size, {_PLACE[kind]} FROM {_FROM[kind]} WHERE {condition} "
+            f"ORDER BY {_IN_SOURCE[kind]} LIMIT :cap_{number})"
         )
         own = cap if source.images_per_run is None else min(cap, source.images_per_run)
         arguments |= values | {f"cap_{number}": own}
     union = " UNION ALL ".join(parts)
-    return f"SELECT id, size FROM ({union}) u ORDER BY {_ORDER[kind]} LIMIT :cap", arguments
+    return f"SELECT id, size FROM ({union}) u ORDER BY {_IN_RUN[kind]} LIMIT :cap", arguments
 
 
 def _scope(
     kind: Kind, model: ModelVersion, source: Source, number: int
-) -> tuple[str, dict[str, str | int]]:
+) -> tuple[str, dict[str, Any]]:
     """The condition of what a run is about in one source, and its arguments."""
     bucket, prefix = f"bucket_{number}", f"prefix_{number}"
     condition = f"{_WHICH[kind]} AND u.bucket = :{bucket} AND starts_with(u.key, :{prefix})"
-    arguments: dict[str, str | int] = {bucket: source.bucket, prefix: source.prefix}
-    return condition, arguments | ({"model": model.id} if kind == "rescore" else {})
+    arguments: dict[str, Any] = {bucket: source.bucket, prefix: source.prefix}
+    if kind == "rescore":
+        # Of what waits, `wanted` says so.
+        include, exclude = f"include_{number}", f"exclude_{number}"
+        condition += (
+            f" AND (CAST(:{include} AS text[]) = '{{}}' OR u.key ~ ANY(CAST(:{include} AS text[])))"
+            f" AND NOT u.key ~ ANY(CAST(:{exclude} AS text[]))"
+        )
+        arguments |= {
+            "model": model.id,
+            include: [regular_expression(pattern) for pattern in source.include],
+            exclude: [regular_expression(pattern) for pattern in source.exclude],
+        }
+    return condition, arguments
 
 
 def _seconds_each(session: Session, model: ModelVersion) -> float | None:

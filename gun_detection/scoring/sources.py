@@ -87,6 +87,47 @@ class Source(BaseModel):
         return sorted({self.prefix + moment.strftime(self.partitions) for moment in moments})
 
 
+def regular_expression(pattern: str) -> str:
+    """What PostgreSQL matches a key against to find what `Source.wants` does, for one pattern.
+
+    https://docs.python.org/3/library/fnmatch.html, and "Regular Expression Escapes" in
+    https://www.postgresql.org/docs/current/functions-matching.html.
+    """
+    made, place = [], 0
+    while place < len(pattern):
+        letter = pattern[place]
+        place += 1
+        # A bracket right after the opening one is in the set, and one that stays open is a letter.
+        begin = place + pattern.startswith("!", place)
+        end = pattern.find("]", begin + 1) if letter == "[" else -1
+        if end >= 0:
+            made.append(_set(pattern[begin:end], negated=begin > place))
+            place = end + 1
+        else:
+            made.append({"*": ".*", "?": "."}.get(letter) or _escape(letter))
+    return f"^{''.join(made)}$"
+
+
+def _set(letters: str, *, negated: bool) -> str:
+    made, place = [], 0
+    while place < len(letters):
+        first, last = letters[place], letters[place]
+        if letters[place + 1 : place + 2] == "-" and place + 2 < len(letters):
+            last = letters[place + 2]
+            place += 2
+        place += 1
+        # What runs backwards holds nothing.
+        if first <= last:
+            made.append(_escape(first) + (f"-{_escape(last)}" if first < last else ""))
+    if not made:
+        return "." if negated else "$."
+    return f"[{'^' if negated else ''}{''.join(made)}]"
+
+
+def _escape(letter: str) -> str:
+    return f"\\U{ord(letter):08x}"
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
     buckets: list[Source] = Field(min_length=1)

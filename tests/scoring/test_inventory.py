@@ -176,6 +176,8 @@ def test_the_next_inventory_is_overdue_when_two_are_missing_and_a_day_has_passed
     for day in days:
         publish([row(f"{day}.jpg")], date=f"2026-05-{day:02}T00-00Z")
     newest = datetime(2026, 5, days[-1], tzinfo=UTC)
+    # Somebody else's folder.
+    publish([row("no.jpg")], date="2026-99-99T00-00Z")
     # It is complete only with its checksum.
     publish([row("late.jpg")], date="2026-06-01T00-00Z")
     storage.delete(settings.data_bucket, "lists/uploads/all/2026-06-01T00-00Z/manifest.checksum")

@@ -231,6 +231,37 @@ def test_each_bucket_has_its_own_cap(
     assert (made.planned, made.left_over) == (4, 2)
 
 
+def test_history_is_of_each_source_as_much_and_of_what_its_patterns_let_through(
+    plan: Planned,
+    surveyed: Surveyed,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+    tmp_path: Path,
+) -> None:
+    names = ("north/1", "north/2", "south/1", "south/2", "south/3", "south/thumb_4")
+    for number, name in enumerate(names):
+        upload(storage, settings, **{name: picture(number)})
+        score_all(plan(), settings, storage, engine)
+    path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
+    path.write_text(
+        f"buckets: [{{bucket: {bucket}, prefix: north/, include: ['*.jpg']}}, "
+        f"{{bucket: {bucket}, prefix: south/, exclude: ['*/thumb_*']}}]"
+    )
+    configured = settings.model_copy(update={"sources_file": path, "rescore_images": 3})
+    with open_session(settings) as session:
+        newer = publish(random_model(1), settings, storage, session)
+    found, _ = surveyed(kind="rescore", model=newer, settings=configured)
+    assert (found.outdated, found.planned, found.left_over) == (5, 3, 2)
+    made = plan(kind="rescore", model=newer, settings=configured)
+    planned = (
+        "SELECT key FROM shard, unnest(upload_ids) AS of(id) JOIN upload USING (id) "
+        "WHERE run_id = :run ORDER BY key"
+    )
+    keys = [key for (key,) in rows(settings, planned, run=made.run_id)]
+    assert keys == ["north/2.jpg", "south/2.jpg", "south/3.jpg"]
+
+
 def test_history_is_scored_again_only_where_another_model_did(
     plan: Planned,
     surveyed: Surveyed,

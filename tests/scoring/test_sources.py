@@ -1,14 +1,22 @@
 """Which buckets are scored, and what of them."""
 
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from gun_detection import stages
 from gun_detection.errors import SettingsError
-from gun_detection.scoring.sources import Source, choose_sources, load_sources
+from gun_detection.scoring.sources import (
+    Source,
+    choose_sources,
+    load_sources,
+    regular_expression,
+)
 from gun_detection.settings import Settings
+from tests.scoring.conftest import rows
 
 
 def with_file(tmp_path: Path, content: str) -> Settings:
@@ -74,6 +82,29 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_patterns_choose_keys(key: str, wanted: bool) -> None:
     source = Source(bucket="b", include=("*.jpg", "*.jpeg"), exclude=("tmp/*", "*/thumb_*"))
     assert source.wants(key) is wanted
+
+
+def test_the_database_matches_patterns_as_python_does(settings: Settings) -> None:
+    random = Random(5)
+    letters = "aab-]!^*?\\.$|&~é\n"
+    pairs = [
+        (
+            "".join(random.choices(f"{letters}[[[***??", k=random.randint(0, 7))),
+            "".join(random.choices(letters, k=random.randint(0, 3))),
+        )
+        for _ in range(4000)
+    ]
+    pairs += [(pattern, pattern.translate({ord("["): "", ord("]"): ""})) for pattern, _ in pairs]
+    found = rows(
+        settings,
+        "SELECT key ~ expression FROM unnest(CAST(:keys AS text[]), CAST(:expressions AS text[])) "
+        "AS pairs(key, expression)",
+        keys=[key for _, key in pairs],
+        expressions=[regular_expression(pattern) for pattern, _ in pairs],
+    )
+    expected = [fnmatchcase(key, pattern) for pattern, key in pairs]
+    assert [matches for (matches,) in found] == expected
+    assert sum(expected) > 500, "enough do match"
 
 
 def test_days_are_listed_up_to_tomorrow() -> None:
