@@ -148,9 +148,18 @@ def finish_shard(lease: Lease, settings: Settings, stats: dict[str, Any] | None 
     with open_session(settings) as session:
         values |= {"lease_until": None, "suspect_id": None, "finished_at": func.now()}
         renew(session, lease, settings, **values | _INNOCENT)
+        # Whoever has one judged anew meanwhile has done so, or waits, before the ledger is asked.
+        session.execute(_LOCK_PENDING, {"shard": lease.shard_id})
         session.execute(_NO_LONGER_PENDING, {"shard": lease.shard_id, "model": lease.model_id})
 
 
+_LOCK_PENDING = text(
+    """
+    SELECT upload_id FROM pending_upload
+    WHERE upload_id = ANY(ARRAY(SELECT unnest(upload_ids) FROM shard WHERE id = :shard))
+    ORDER BY upload_id FOR UPDATE
+    """
+)
 _NO_LONGER_PENDING = text(
     """
     DELETE FROM pending_upload p WHERE p.upload_id = ANY(ARRAY(

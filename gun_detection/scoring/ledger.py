@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
@@ -62,30 +62,6 @@ def write_outcomes(lease: Lease, outcomes: Sequence[Outcome], settings: Settings
         if written:
             copy_arrays(session, "detection", _detection_columns(written))
     return len(ids)
-
-
-def judged_anew(which: str, *, deferred: bool = False) -> TextClause:
-    """A statement that has the next run judge uploads anew, `deferred` after all others; it returns
-    how many there are.
-
-    `which` is the SQL condition for an outcome `l` of a current upload `u`. What they have now
-    stays until then, and the count of tries goes on.
-    """
-    return text(
-        f"""
-        WITH again AS (
-            UPDATE ledger l SET stale = true FROM upload u
-            WHERE u.id = l.upload_id AND u.current AND {which}
-            RETURNING l.upload_id
-        ), waiting AS (
-            INSERT INTO pending_upload AS p (upload_id, bucket, key, size, uploaded_at, deferred)
-            SELECT id, bucket, key, size, uploaded_at, {str(deferred).lower()} FROM upload
-            WHERE id = ANY(ARRAY(SELECT upload_id FROM again))
-            ON CONFLICT (upload_id) DO UPDATE SET deferred = p.deferred OR excluded.deferred
-        )
-        SELECT COUNT(DISTINCT upload_id) FROM again
-        """
-    )
 
 
 def earlier_outcomes(session: Session, digests: Sequence[str], model_id: str) -> dict[str, Outcome]:

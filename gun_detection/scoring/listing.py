@@ -16,7 +16,7 @@ from gun_detection.database.copying import copy_rows
 from gun_detection.database.models import SourceListing
 from gun_detection.errors import ServiceUnavailableError
 from gun_detection.scoring.inventory import read_inventory
-from gun_detection.scoring.ledger import judged_anew
+from gun_detection.scoring.pending import judged_anew
 from gun_detection.scoring.sources import Source
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage, StoredObject
@@ -120,8 +120,15 @@ def sort_out(session: Session, chosen: list[Source], configured: list[Source]) -
 
 
 _WAITING = text("SELECT upload_id, bucket, key, wanted FROM pending_upload")
+# What is held has its outcome written, and waits no longer. To wait for it while others wait for
+# this could go round in a circle.
 _WANTED = text(
-    "UPDATE pending_upload SET wanted = :wanted WHERE upload_id = ANY(CAST(:ids AS bigint[]))"
+    """
+    UPDATE pending_upload SET wanted = :wanted WHERE upload_id IN (
+        SELECT upload_id FROM pending_upload WHERE upload_id = ANY(CAST(:ids AS bigint[]))
+        FOR UPDATE SKIP LOCKED
+    )
+    """
 )
 
 
@@ -207,7 +214,7 @@ def _note(
     if not live:
         session.execute(_PASS_OVER_OLD)
     found = session.execute(_COUNTS).one()
-    for statement in (_SUPERSEDE, _INSERT, _RESTORE):
+    for statement in (_SUPERSEDE, _NO_LONGER_PENDING, _INSERT, _RESTORE):
         session.execute(statement, {"bucket": bucket} if statement is _INSERT else {})
     there_again = session.execute(_THERE_AGAIN, {"live": live}).scalar_one()
     counts.new += found.new
@@ -261,13 +268,18 @@ _COUNTS = text(
 
 _SUPERSEDE = text(
     """
-    WITH past AS (
-        UPDATE upload SET current = false
-        WHERE id = ANY(ARRAY(
-            SELECT current_id FROM seen WHERE current_id IS DISTINCT FROM known_id
-        )) RETURNING id
-    )
-    DELETE FROM pending_upload WHERE upload_id = ANY(ARRAY(SELECT id FROM past))
+    UPDATE upload SET current = false
+    WHERE id = ANY(ARRAY(SELECT current_id FROM seen WHERE current_id IS DISTINCT FROM known_id))
+    """
+)
+
+# A statement of its own sees what others added until the upload was locked.
+_NO_LONGER_PENDING = text(
+    """
+    DELETE FROM pending_upload
+    WHERE upload_id = ANY(ARRAY(
+        SELECT current_id FROM seen WHERE current_id IS DISTINCT FROM known_id
+    ))
     """
 )
 
@@ -292,8 +304,8 @@ _RESTORE = text(
         AND id = ANY(ARRAY(SELECT known_id FROM seen WHERE known_id IS DISTINCT FROM current_id))
         RETURNING id, bucket, upload.key, upload.size, upload.uploaded_at
     )
-    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at)
-    SELECT * FROM restored r
+    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at, deferred)
+    SELECT r.*, EXISTS (SELECT FROM ledger l WHERE l.upload_id = r.id) FROM restored r
     WHERE NOT EXISTS (SELECT FROM ledger l WHERE l.upload_id = r.id AND NOT l.stale)
     ON CONFLICT DO NOTHING
     """
@@ -304,11 +316,11 @@ _RESTORE = text(
 # listed before it was gone may be looked at once more for that: its next outcome is later.
 _THERE_AGAIN = judged_anew(
     """
-    u.id = ANY(ARRAY(SELECT known_id FROM seen))
+    l.upload_id = ANY(ARRAY(SELECT known_id FROM seen))
     AND l.reason IN ('OBJECT_MISSING', 'OBJECT_CHANGED') AND NOT l.stale
     AND (CAST(:live AS boolean) OR EXISTS (
         SELECT FROM seen s
-        WHERE s.known_id = u.id AND s.uploaded_at > l.created_at - interval '15 minutes'
+        WHERE s.known_id = l.upload_id AND s.uploaded_at > l.created_at - interval '15 minutes'
     ))
     """
 )
@@ -316,7 +328,7 @@ _THERE_AGAIN = judged_anew(
 # Of a key that was overwritten, an older version may be restored.
 _RESTORED = judged_anew(
     """
-    u.id = ANY(ARRAY(
+    l.upload_id = ANY(ARRAY(
         SELECT (
             SELECT id FROM upload
             WHERE bucket = :bucket AND key = r.key AND current AND etag = r.etag LIMIT 1

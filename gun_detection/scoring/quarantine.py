@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from gun_detection.errors import GunDetectionError, TransientError
-from gun_detection.scoring.ledger import judged_anew
+from gun_detection.scoring.pending import judged_anew
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -76,7 +76,7 @@ def retry(session: Session, upload_ids: Sequence[int]) -> int:
     return int(session.execute(_RETRY, {"ids": list(upload_ids)}).scalar_one())
 
 
-_RETRY = judged_anew("u.id = ANY(:ids) AND l.outcome = 'quarantined'", deferred=True)
+_RETRY = judged_anew("l.upload_id = ANY(:ids) AND l.outcome = 'quarantined'", deferred=True)
 
 
 def judge_again(session: Session, model_id: str) -> int:

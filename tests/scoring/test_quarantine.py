@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from gun_detection.cli import output, scoring
 from gun_detection.database import open_session
 from gun_detection.errors import GunDetectionError, ServiceUnavailableError, SettingsError
 from gun_detection.scoring import supervise
-from gun_detection.scoring.leases import claim_shard
+from gun_detection.scoring.leases import claim_shard, finish_shard
 from gun_detection.scoring.ledger import Outcome, write_outcomes
 from gun_detection.scoring.plan import Plan
+from gun_detection.scoring.quarantine import retry
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
-from tests.scoring.conftest import count, outcomes, picture, rows, score_all, upload
+from tests.scoring.conftest import count, outcomes, picture, rows, score_all, upload, wait_all
 from tests.scoring.simulated import Simulated
 
 Planned = Callable[..., Plan]
@@ -85,6 +88,49 @@ def test_what_is_tried_again_keeps_its_outcome_until_there_is_another(
     score_all(made, settings, storage, engine)
     assert rows(settings, "SELECT tries FROM quarantine WHERE key = 'words.jpg'") == [(2,)]
     assert plan().planned == 0
+
+
+def test_what_is_overwritten_while_it_is_to_be_tried_again_does_not_wait(
+    settings: Settings,
+) -> None:
+    [row] = stages.list_quarantine(settings, reasons=["EMPTY"])
+    with ThreadPoolExecutor(1) as thread:
+        with open_session(settings) as session:
+            session.execute(text("UPDATE upload SET current = false WHERE key = 'empty.jpg'"))
+            # It takes the upload for current, as this is not committed.
+            retried = thread.submit(stages.retry_quarantine, settings, [row["upload_id"]])
+            wait_for_one_that_waits(settings)
+        retried.result()
+    assert count(settings, "pending_upload") == 0
+
+
+def test_what_is_to_be_tried_again_while_its_shard_ends_waits(
+    plan: Planned, settings: Settings
+) -> None:
+    [row] = stages.list_quarantine(settings, reasons=["EMPTY"])
+    # Something made them wait although they have their outcomes: the shard ends that.
+    wait_all(settings)
+    lease = claim_shard(plan().shard_ids[0], settings)
+    with ThreadPoolExecutor(1) as thread:
+        with open_session(settings) as session:
+            retry(session, [row["upload_id"]])
+            finished = thread.submit(finish_shard, lease, settings)
+            wait_for_one_that_waits(settings)
+        finished.result()
+    waiting = "SELECT key FROM unscored_uploads JOIN ledger USING (upload_id) WHERE stale"
+    assert rows(settings, waiting) == [("empty.jpg",)]
+
+
+def wait_for_one_that_waits(settings: Settings) -> None:
+    """Until a session waits for what another has locked."""
+    waiting = (
+        "SELECT COUNT(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    until = time.monotonic() + 30
+    while rows(settings, waiting) == [(0,)]:
+        assert time.monotonic() < until, "nobody waits"
+        time.sleep(0.05)
 
 
 def test_what_is_tried_again_comes_after_what_was_not(

@@ -10,6 +10,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # At once, and not after a listing that is under way has read it and wants to change it.
+    op.execute("LOCK TABLE upload IN ACCESS EXCLUSIVE MODE")
     op.create_table(
         "pending_upload",
         sa.Column("upload_id", sa.BigInteger(), autoincrement=False, nullable=False),
