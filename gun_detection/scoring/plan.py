@@ -3,7 +3,6 @@
 import logging
 import uuid
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
@@ -14,7 +13,8 @@ from gun_detection.errors import GunDetectionError, NotFoundError, TerminalError
 from gun_detection.release.champion import require_storable
 from gun_detection.scoring.listing import Listed, note_uploads, sort_out
 from gun_detection.scoring.quarantine import judge_again
-from gun_detection.scoring.sources import Source, load_sources, regular_expression
+from gun_detection.scoring.selection import Kind, choose, count
+from gun_detection.scoring.sources import Source, load_sources
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 # A part of a full shard that is worth the start of a task and a process.
 _LEAST = 0.1
-
-# `new`: what no model has scored; `rescore`: what another model than the present champion has.
-Kind = Literal["new", "rescore"]
 
 # Of so many shards, the last so many with at least so many pictures tell how fast scoring is.
 _KNOWN_SHARDS, _TIMED_SHARDS, _ENOUGH = 2000, 50, 100
@@ -107,8 +104,8 @@ def survey(
             again = judge_again(session, model.id)
             logger.info("%d uploads are to be judged once more", again)
             sort_out(session, sources, configured)
-        waiting = sum(_count(session, kind, model, source) for source in sources)
-        chosen, arguments = _chosen(kind, model, sources, _cap(kind, settings))
+        waiting = sum(count(session, kind, model, source) for source in sources)
+        chosen, arguments = choose(kind, model, sources, _cap(kind, settings))
         totals = f"SELECT COUNT(*) AS uploads, COALESCE(SUM(size), 0) AS bytes FROM ({chosen}) c"
         planned = session.execute(text(totals), arguments).one()
         each = _seconds_each(session, model)
@@ -206,7 +203,7 @@ def open_run(
         logger.warning("runs that came to no end are closed: %s", ", ".join(closed))
     cap = _cap(found.kind, settings)
     cap = cap if limit is None else min(cap, limit)
-    statement, arguments = _chosen(found.kind, model, sources, cap)
+    statement, arguments = choose(found.kind, model, sources, cap)
     chosen = [(row.id, row.size) for row in session.execute(text(statement), arguments)]
     run = ScoringRun(
         id=run_id,
@@ -276,74 +273,6 @@ def cut(
 
 def _cap(kind: Kind, settings: Settings) -> int:
     return settings.run_images if kind == "new" else settings.rescore_images
-
-
-_OUTDATED = """
-    u.current AND NOT EXISTS (SELECT FROM pending_upload p WHERE p.upload_id = u.id)
-    AND NOT EXISTS (
-        SELECT FROM ledger l
-        WHERE l.upload_id = u.id AND l.model_id = :model AND NOT l.stale
-    )
-"""
-_FROM = {"new": "pending_upload AS u (id)", "rescore": "upload u"}
-_WHICH = {"new": "u.wanted", "rescore": _OUTDATED}
-# The oldest uploads wait longest, but what was tried before keeps no other waiting, as it may fail
-# each time. Of history, the newest is what people look at; of each source as much, so that one that
-# cannot be read, whose uploads are taken on each time, keeps no other waiting.
-_PLACE = {
-    "new": "deferred, uploaded_at",
-    "rescore": "row_number() OVER (ORDER BY u.id DESC) AS place",
-}
-_IN_SOURCE = {"new": "deferred, uploaded_at, id", "rescore": "id DESC"}
-_IN_RUN = {"new": "deferred, uploaded_at, id", "rescore": "place, id DESC"}
-
-
-def _count(session: Session, kind: Kind, model: ModelVersion, source: Source) -> int:
-    condition, arguments = _scope(kind, model, source, 0)
-    statement = f"SELECT COUNT(*) FROM {_FROM[kind]} WHERE {condition}"
-    found = session.execute(text(statement), arguments)
-    return int(found.scalar_one())
-
-
-def _chosen(
-    kind: Kind, model: ModelVersion, sources: list[Source], cap: int
-) -> tuple[str, dict[str, Any]]:
-    """A statement for the id and size of the uploads of a run, and its arguments: those of each
-    source within its own cap, then all of them in their order within that of the run."""
-    parts = []
-    arguments: dict[str, Any] = {"cap": cap}
-    for number, source in enumerate(sources):
-        condition, values = _scope(kind, model, source, number)
-        parts.append(
-            f"(SELECT id, size, {_PLACE[kind]} FROM {_FROM[kind]} WHERE {condition} "
-            f"ORDER BY {_IN_SOURCE[kind]} LIMIT :cap_{number})"
-        )
-        own = cap if source.images_per_run is None else min(cap, source.images_per_run)
-        arguments |= values | {f"cap_{number}": own}
-    union = " UNION ALL ".join(parts)
-    return f"SELECT id, size FROM ({union}) u ORDER BY {_IN_RUN[kind]} LIMIT :cap", arguments
-
-
-def _scope(
-    kind: Kind, model: ModelVersion, source: Source, number: int
-) -> tuple[str, dict[str, Any]]:
-    """The condition of what a run is about in one source, and its arguments."""
-    bucket, prefix = f"bucket_{number}", f"prefix_{number}"
-    condition = f"{_WHICH[kind]} AND u.bucket = :{bucket} AND starts_with(u.key, :{prefix})"
-    arguments: dict[str, Any] = {bucket: source.bucket, prefix: source.prefix}
-    if kind == "rescore":
-        # Of what waits, `wanted` says so.
-        include, exclude = f"include_{number}", f"exclude_{number}"
-        condition += (
-            f" AND (CAST(:{include} AS text[]) = '{{}}' OR u.key ~ ANY(CAST(:{include} AS text[])))"
-            f" AND NOT u.key ~ ANY(CAST(:{exclude} AS text[]))"
-        )
-        arguments |= {
-            "model": model.id,
-            include: [regular_expression(pattern) for pattern in source.include],
-            exclude: [regular_expression(pattern) for pattern in source.exclude],
-        }
-    return condition, arguments
 
 
 def _seconds_each(session: Session, model: ModelVersion) -> float | None:

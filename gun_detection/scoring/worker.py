@@ -49,7 +49,6 @@ def run(
     engine = open_engine(model, settings, Storage(settings))
     # What is loaded stays. To look through it for garbage stops every thread, and leaves a GPU
     # without work, for a quarter of a second each time.
-    gc.collect()
     gc.freeze()
     # The lease begins when the work does, not while weights are read.
     lease = claim_shard(shard_id, settings, take_over=take_over)

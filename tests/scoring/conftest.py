@@ -17,7 +17,8 @@ from gun_detection.release.champion import promote
 from gun_detection.release.registry import publish
 from gun_detection.scoring.leases import claim_shard
 from gun_detection.scoring.pipeline import Reads, score_shard
-from gun_detection.scoring.plan import Kind, Plan, Survey, open_run, survey
+from gun_detection.scoring.plan import Plan, Survey, open_run, survey
+from gun_detection.scoring.selection import Kind
 from gun_detection.scoring.sources import Source, choose_sources, load_sources
 from gun_detection.scoring.watch import look
 from gun_detection.settings import Settings
