@@ -78,7 +78,13 @@ class Predictor:
 
 
 def _upload(images: Sequence[NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
-    """Pictures as float32 (3, H, W) in [0, 1] on the device: all of them in one step."""
+    """Pictures as float32 (3, H, W) in [0, 1] on the device."""
+    if device.type == "cpu":
+        return [
+            torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).div_(255.0)
+            for image in images
+        ]
+    # All of them in one step.
     sizes = [image.size for image in images]
     # A GPU fetches from memory that is never swapped out while the processor goes on.
     together = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import openvino
 import torch
+from openvino import opset13 as opset
 from openvino import properties
 from openvino.properties import hint
 from torch import Tensor, nn
@@ -52,7 +54,8 @@ def from_files(files: Mapping[str, Path]) -> Networks:
 
 
 class ResizeFirst(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's preparation of pictures, but resized before they are normalised.
+    """torchvision's preparation of pictures, but resized before they are normalised, and that while
+    they are put together.
 
     Bilinear interpolation is affine: the values are the same but for rounding, and a large picture
     costs a third.
@@ -71,9 +74,19 @@ class ResizeFirst(GeneralizedRCNNTransform):  # type: ignore[misc]
     def normalize(self, image: Tensor) -> Tensor:
         return image
 
-    def resize(self, image: Tensor, target: None = None) -> tuple[Tensor, None]:
-        smaller, _ = super().resize(image, target)
-        return super().normalize(smaller), None
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        tall, wide = (
+            -(-max(image.shape[axis] for image in images) // size_divisible) * size_divisible
+            for axis in (1, 2)
+        )
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std)
+        )
+        batch = torch.zeros(len(images), 3, tall, wide)
+        for slot, image in zip(batch, images, strict=True):
+            place = slot[:, : image.shape[1], : image.shape[2]]
+            torch.sub(image, mean, out=place).div_(std)
+        return batch
 
 
 class OpenVinoDetector(nn.Module):
@@ -91,7 +104,7 @@ class OpenVinoDetector(nn.Module):
         self.rpn, self.roi_heads = model.rpn, model.roi_heads
         self.rpn.head = self.roi_heads.box_head = None
         self._proposer = Proposer(self.rpn)
-        self._trunk = _Network(networks.trunk, precision, streams)
+        self._trunk = _Network(_channels_last(networks.trunk), precision, streams)
         self._head = _Network(networks.head, precision, streams)
 
     def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -118,13 +131,11 @@ class OpenVinoDetector(nn.Module):
     def look(self, images: ImageList) -> tuple[list[Tensor], Tensor]:
         """The regions of each picture, and the features of all of them as the box head reads."""
         outputs = self._trunk(images.tensors)
-        features = _group(outputs, "feature")
+        features = {
+            name: level.permute(0, 3, 1, 2) for name, level in _group(outputs, "feature").items()
+        }
         regions = self._propose(images, features, outputs)
-        pooled: Tensor = self.roi_heads.box_roi_pool(
-            {name: _channels_last(level) for name, level in features.items()},
-            regions,
-            images.image_sizes,
-        )
+        pooled: Tensor = self.roi_heads.box_roi_pool(features, regions, images.image_sizes)
         return regions, pooled.permute(0, 2, 3, 1)
 
     def _propose(
@@ -157,6 +168,26 @@ class OpenVinoDetector(nn.Module):
             if len(kept) >= most or count >= real:
                 return boxes.flatten(0, 1)[chosen[kept[:most]]]
             count *= 2
+
+
+def _channels_last(trunk: Any) -> Any:
+    """A trunk whose feature maps come as it computes them and regions are pooled from them: the
+    channels of a pixel together, (N, H, W, C).
+
+    Turned round by OpenVINO, and back again afterwards, they would take twice as long.
+    """
+    turned = trunk.clone()
+    results = []
+    for result in turned.get_results():
+        port = result.input_value(0)
+        name = port.get_any_name()
+        if name.startswith("feature "):
+            port.get_tensor().set_names(set())
+            pixels = opset.transpose(port, np.array([0, 2, 3, 1]))
+            pixels.output(0).get_tensor().set_names({name})
+            result = opset.result(pixels)
+        results.append(result)
+    return openvino.Model(results, turned.get_parameters())
 
 
 class _Network:
@@ -199,12 +230,3 @@ def _group(outputs: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
         for name, value in outputs.items()
         if name.startswith(f"{kind} ")
     }
-
-
-def _channels_last(level: Tensor) -> Tensor:
-    """A feature map in the order of memory that regions are pooled from.
-
-    Two dimensions are exchanged block by block, with three more beside them one value at a time.
-    """
-    rows = torch.stack([picture.flatten(1).t().contiguous() for picture in level])
-    return rows.view(len(level), *level.shape[2:], -1).permute(0, 3, 1, 2)

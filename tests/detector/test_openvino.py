@@ -120,6 +120,22 @@ def test_half_precision_is_near_but_not_the_same(model: FasterRCNN, networks: Ne
     assert len(np.unique(half.scores)) == len(half.scores)
 
 
+# In half precision they may be rounded to it, as the RPN reads them.
+@pytest.mark.parametrize(("precision", "rounding"), [("f32", 0.0), ("bf16", 2**-8)])
+def test_feature_maps_are_turned_round(precision: str, rounding: float, networks: Networks) -> None:
+    if precision == "bf16" and "openvino-bf16" not in runnable(CPU):
+        pytest.skip("the processor has no bfloat16")
+    pixels = torch.rand(2, 3, 128, 96)
+    plain, turned = (
+        openvino._Network(trunk, precision, 1)(pixels)
+        for trunk in (networks.trunk, openvino._channels_last(networks.trunk))
+    )
+    assert turned.keys() == plain.keys()
+    for name, values in turned.items():
+        found = values.permute(0, 3, 1, 2) if name.startswith("feature ") else values
+        torch.testing.assert_close(found, plain[name], atol=0, rtol=rounding)
+
+
 @pytest.mark.parametrize("size", [(60, 90), (500, 333), (1200, 700)])
 def test_pictures_are_prepared_as_by_torchvision(size: tuple[int, int]) -> None:
     theirs = GeneralizedRCNNTransform(192, 320, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
