@@ -24,9 +24,13 @@ setup: $(STAMP) ## Make .venv with everything that the lock names
 $(STAMP): requirements.txt pyproject.toml
 	@test -x $(UV) || $(MAKE) --no-print-directory $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON311) .venv
-	$(UV) pip install --python $(BIN)/python --require-hashes --requirement requirements.txt
+# Compiled now, as those who run it may be told to write no bytecode, or not be allowed to: they
+# would compile everything that they import each time they start, PyTorch and Airflow among it.
+	$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes \
+		--requirement requirements.txt
 	$(UV) pip install --python $(BIN)/python --no-deps --editable . \
 		--build-constraints docker/requirements-build.txt
+	$(BIN)/python -m compileall -q gun_detection embedded dags plugins
 	@touch $@
 
 .cache/uv-venv/bin/uv:
