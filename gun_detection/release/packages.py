@@ -27,6 +27,7 @@ from gun_detection.detector.engines import CPU_ENGINES, GPU_BATCH, GPU_STREAMS, 
 from gun_detection.detector.inference import Predictor
 from gun_detection.detector.running import DetectorEngine, one_thread_each, reference, runnable
 from gun_detection.errors import ModelError, SettingsError
+from gun_detection.release.answers import ANSWERS, differs
 from gun_detection.release.champion import get_model
 from gun_detection.release.copies import copies, make_room, note_use
 from gun_detection.release.registry import WEIGHT_SUFFIXES, load_model, open_file
@@ -38,26 +39,42 @@ DETECTOR = "detector.json"
 
 logger = logging.getLogger(__name__)
 
+# The files, by their sha256, of packages whose engines answer otherwise on this machine.
+_unfit: set[frozenset[str]] = set()
+
 
 def open_engine(version: ModelVersion, settings: Settings, storage: Storage) -> DetectorEngine:
     """The engine that `settings.engine` asks for, for a process that scores with many threads.
 
     `auto` takes the accepted package that costs the least, or the reference where none costs less
-    than that. Raises `ModelError` for an engine whose package was refused or never made,
+    than that. One whose engine answers otherwise here than where it was accepted is passed over.
+    Raises `ModelError` for an engine whose package was refused, never made, or passed over,
     `SettingsError` for one that this machine cannot run, and `TerminalError` (`SHA256_MISMATCH`)
     for other files than were packaged.
     """
-    chosen = _chosen(version, settings)
-    name, sums = (chosen.engine, chosen.files) if chosen else (REFERENCE, {})
-    files = {
-        role(file): _fetch(version.id, name, file, sha256, settings, storage)
-        for file, sha256 in sums.items()
-    }
-    engine = load_engine(version, name, files, settings, storage, settings.score_floor)
-    if engine.streams > 1:
-        one_thread_each()
-    logger.info("%s runs on the engine %s (%s)", version.id, engine.name, engine.device)
-    return engine
+    while True:
+        chosen = _chosen(version, settings)
+        name, sums = (chosen.engine, chosen.files) if chosen else (REFERENCE, {})
+        files = {
+            role(file): _fetch(version.id, name, file, sha256, settings, storage)
+            for file, sha256 in sums.items()
+        }
+        engine = load_engine(version, name, files, settings, storage, settings.score_floor)
+        if engine.streams > 1:
+            one_thread_each()
+        # Packages of before there were answers have none.
+        other = differs(engine, files[ANSWERS], settings.score_floor) if ANSWERS in files else None
+        if other is None:
+            logger.info("%s runs on the engine %s (%s)", version.id, engine.name, engine.device)
+            return engine
+        logger.error(
+            "the engine %s does not find here what it found where %s was packaged with it, and "
+            "another takes its place: %s",
+            name,
+            version.id,
+            other,
+        )
+        _unfit.add(frozenset(sums.values()))
 
 
 def open_file_engine(
@@ -183,7 +200,11 @@ def _choose(
         return None
     if wanted == "auto":
         able = runnable(select_device(settings.device))
-        good = [row for row in packages if row.accepted and row.engine in able and _cost(row) < 1]
+        good = [
+            row
+            for row in packages
+            if row.accepted and row.engine in able and _fits(row) and _cost(row) < 1
+        ]
         return min(good, key=_cost, default=None)
     require_runnable(wanted)
     found = next((row for row in packages if row.engine == wanted), None)
@@ -199,7 +220,18 @@ def _choose(
             "set GUN_DETECTION_ENGINE to auto",
             reason="PACKAGE_REFUSED",
         )
+    if not _fits(found):
+        raise ModelError(
+            f"the engine {wanted} does not find here what it found where {version.id} was packaged "
+            f"({found.toolchain}): run `gun-detection package {version.id}` on this machine, or "
+            "set GUN_DETECTION_ENGINE to auto",
+            reason="ENGINE_DIFFERS",
+        )
     return found
+
+
+def _fits(row: EnginePackage) -> bool:
+    return frozenset(row.files.values()) not in _unfit
 
 
 def _cost(row: EnginePackage) -> float:

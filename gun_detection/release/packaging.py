@@ -4,7 +4,8 @@ A package is accepted when its AP50 on the holdout and its recall at the thresho
 much below those of the reference, and its false marks at most so much above (`MARGIN` and the
 following). The reference saw the whole pictures, where the engine sees what scoring decodes for it.
 One that looks at few regions of a picture is tried first, then one that looks at as many as the
-reference. Its files are stored before its row.
+reference. Its files are stored before its row, and with them what the engine finds in a few
+pictures, for other machines.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -39,6 +41,7 @@ from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, l
 from gun_detection.evaluation.matching import IOU, Matched, pairwise_iou
 from gun_detection.evaluation.metrics import average_precision
 from gun_detection.evaluation.samples import Samples, measure
+from gun_detection.release.answers import ANSWERS, PICTURES, record
 from gun_detection.release.champion import require_weights
 from gun_detection.release.packages import (
     cached_file,
@@ -153,10 +156,13 @@ class _Packaging:
             for file, data in files.items():
                 write_whole(cached_file(file, self._settings), data)
             paths = dict(zip(built, (cached_file(f, self._settings) for f in files), strict=True))
-            result = self._check(self._load(engine, paths))
+            loaded = self._load(engine, paths)
+            result = self._check(loaded)
             if result.accepted:
                 break
         if result.accepted:
+            answers = self._answers(loaded)
+            files[_file_name(ANSWERS, answers)] = answers
             bucket, sums = self._settings.data_bucket, {}
             for file, data in files.items():
                 # Other bytes under this name are damaged ones.
@@ -278,6 +284,15 @@ class _Packaging:
             reference_milliseconds=costs[1],
         )
 
+    def _answers(self, engine: DetectorEngine) -> bytes:
+        """What the engine finds in the pictures of the holdout with the surest detections."""
+        pictures = self._pictures("holdout", fit=engine.input_size)
+        surest = sorted(
+            range(len(pictures)),
+            key=lambda index: -self._recorded.matched[index].found.scores.max(initial=0.0),
+        )
+        return record(engine, [_pixels(pictures, index) for index in surest[:PICTURES]])
+
     def _costs(self, engine: DetectorEngine, pictures: DetectionDataset) -> tuple[float, float]:
         """Milliseconds of a picture, by the engine and by the reference, in turns.
 
@@ -285,10 +300,7 @@ class _Packaging:
         """
         clock = time.process_time if device_of(engine.name).type == "cpu" else time.perf_counter
         times: tuple[list[float], list[float]] = ([], [])
-        some = [
-            pictures[index][0].permute(1, 2, 0).numpy()
-            for index in range(min(_TIMED_PICTURES, len(pictures)))
-        ]
+        some = [_pixels(pictures, index) for index in range(min(_TIMED_PICTURES, len(pictures)))]
         parts = [some[at : at + engine.batch] for at in range(0, len(some), engine.batch)]
         # The first batch pays for what the others use again.
         for part in parts * (1 if engine.batch == 1 else _TIMED_ROUNDS):
@@ -333,6 +345,12 @@ def drift(before: Sequence[Detections], after: Sequence[Detections]) -> tuple[fl
                 distances.append(float(np.abs(box - other.boxes[overlap.argmax()]).max()))
     median, most = np.quantile(distances or [0.0], [0.5, 0.99])
     return float(median), float(most)
+
+
+def _pixels(pictures: DetectionDataset, index: int) -> NDArray[np.uint8]:
+    """A picture as engines are given it, uint8 (H, W, 3) RGB."""
+    pixels: NDArray[np.uint8] = pictures[index][0].permute(1, 2, 0).numpy()
+    return pixels
 
 
 def toolchain() -> str:

@@ -29,8 +29,9 @@ from gun_detection.errors import ModelError, SettingsError, TerminalError
 from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, load_samples
 from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.samples import Labelled, Samples, measure
-from gun_detection.release import packaging
-from gun_detection.release.packages import cached_file, open_engine, package_key
+from gun_detection.release import packages, packaging
+from gun_detection.release.answers import PICTURES
+from gun_detection.release.packages import cached_file, engine_for, open_engine, package_key
 from gun_detection.release.packaging import drift, package, package_all
 from gun_detection.release.registry import publish
 from gun_detection.settings import Settings
@@ -42,9 +43,10 @@ F32 = "openvino-f32"
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
+def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An engine that is opened for many threads leaves PyTorch with one for each."""
     before = torch.get_num_threads()
+    monkeypatch.setattr(packages, "_unfit", set())
     yield
     torch.set_num_threads(before)
 
@@ -122,7 +124,7 @@ def test_the_cheapest_that_the_machine_can_run_is_chosen(
     with open_session(settings) as session:
         session.add(EnginePackage(**copy))
     for file, sha256 in row.files.items():
-        data = cached_file(file, settings).read_bytes()
+        data = storage.get(settings.data_bucket, package_key(version.id, F32, file))
         storage.put(settings.data_bucket, package_key(version.id, "openvino-int8", file), data)
         assert sha256 in file
 
@@ -160,6 +162,39 @@ def test_damage_is_found_and_a_damaged_copy_fetched_again(
     assert not copy.exists()
     make(version, F32, settings, storage)
     assert storage.get(settings.data_bucket, key) == whole
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_engine_that_answers_otherwise_here_is_passed_over(
+    version: ModelVersion,
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make(version, F32, settings, storage)
+    change(settings, milliseconds=1.0, reference_milliseconds=2.0)
+    assert open_engine(version, wanting("auto", settings), storage).name == F32
+    asked = []
+
+    def lower(predictor: Predictor, images: Sequence[Any]) -> list[Detections]:
+        asked.append(len(images))
+        return [Detections(one.boxes, one.scores * 0.7) for one in whole(predictor, images)]
+
+    whole = Predictor.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "__call__", lower)
+        assert open_engine(version, wanting("auto", settings), storage).name == "eager"
+    assert sum(asked) == PICTURES
+    assert "have no like" in caplog.text
+    # In this process it stays so: a service does not try again with every look for a champion.
+    assert engine_for(version, wanting("auto", settings)) == "eager"
+    with pytest.raises(ModelError, match=f"gun-detection package {version.id}") as caught:
+        open_engine(version, wanting(F32, settings), storage)
+    assert caught.value.reason == "ENGINE_DIFFERS"
+    # As a package of this machine's own does not.
+    monkeypatch.setattr(packages, "_unfit", set())
+    assert open_engine(version, wanting(F32, settings), storage).name == F32
 
 
 @pytest.mark.usefixtures("quick")
