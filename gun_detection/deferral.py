@@ -1,8 +1,8 @@
 """What PyTorch's libraries load at once and the platform hardly ever needs, left for later.
 
 torchvision's RoI align takes one function from PyTorch's compiler, and with it loads the compiler,
-SymPy and what trains on many machines: half of what a process that scores takes to start, and a
-sixth of its memory. The function is asked for deterministic training on GPUs alone.
+SymPy and what trains on many machines: nearly half of what a process that scores takes to start,
+and a sixth of its memory. The function is asked for deterministic training on GPUs alone.
 """
 
 import importlib

@@ -23,7 +23,7 @@ PICTURES = 4
 # Weaker detections come and go with the last digit.
 _WEAK = 0.2
 # So far apart may the scores of the same gun be, for all but so large a share of them.
-_APART, _SHARE = 0.1, 0.2
+_APART, _SHARE = 0.1, 1 / 3
 
 
 def record(engine: Engine, pictures: Sequence[NDArray[np.uint8]]) -> bytes:

@@ -76,7 +76,7 @@ def test_rounding_is_no_difference(
         (BOXES[:0], []),
         (BOXES, [0.5, 0.2, 0.1]),
         (BOXES + 4, SCORES.tolist()),
-        (np.concatenate([BOXES, BOXES + 20]), [0.9, 0.6, 0.3, 0.9, 0.9, 0.9]),
+        (np.concatenate([BOXES, BOXES + 20, BOXES + 40]), [0.9, 0.6, 0.3, *[0.8] * 6]),
     ],
     ids=["nothing", "lower scores", "elsewhere", "false alarms"],
 )
