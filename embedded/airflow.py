@@ -24,6 +24,8 @@ LOG_SERVER = "log-server"
 # The logs of running tasks come from a server of their own: these would listen on every address.
 _ARGUMENTS = {"scheduler": ("--skip-serve-logs",), "triggerer": ("--skip-serve-logs",)}
 FINISHED = frozenset({"success", "failed"})
+# How often something is read from a server that does not answer in time.
+_TRIES = 4
 _PAGE = 100
 
 
@@ -82,13 +84,13 @@ class Airflow:
 
     def request(self, method: str, path: str, **arguments: Any) -> Any:
         """The decoded answer of `/api/v2` + path; signs in first, and again when it has to."""
-        address = f"/api/v2{path}"
+        address, tries = f"/api/v2{path}", _TRIES if method == "GET" else 1
         if "Authorization" not in self._client.headers:
             self._client.headers["Authorization"] = f"Bearer {self.token()}"
-        response = self._send(method, address, **arguments)
+        response = self._send(method, address, tries, **arguments)
         if response.status_code == httpx.codes.UNAUTHORIZED:
             self._client.headers["Authorization"] = f"Bearer {self.token()}"
-            response = self._send(method, address, **arguments)
+            response = self._send(method, address, tries, **arguments)
         return _content(response)
 
     def health(self) -> dict[str, dict[str, Any]]:
@@ -198,10 +200,13 @@ class Airflow:
             if not page[key] or len(found) >= page["total_entries"]:
                 return found
 
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, tries: int = 1, **arguments: Any) -> httpx.Response:
         try:
             response = self._client.request(method, path, **arguments)
         except httpx.TransportError as error:
+            # A server that is busy is asked again, one that is down is not.
+            if tries > 1 and isinstance(error, httpx.ReadTimeout):
+                return self._send(method, path, tries - 1, **arguments)
             raise ServiceUnavailableError(
                 f"Airflow at {self.url} cannot be reached ({error})"
             ) from error
