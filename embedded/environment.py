@@ -88,7 +88,7 @@ def airflow_environment(platform: Platform, server: PostgresServer) -> dict[str,
         "WORKERS__EXECUTION_API_RETRIES": 12,
         "WORKERS__EXECUTION_API_RETRY_WAIT_MAX": 10,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 10,
-        # A changed file is parsed at once; the others, which hardly change, took a tenth of a core.
+        # A changed file is parsed at once; the others hardly change, and cost as much every time.
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 120,
         "LOGGING__WORKER_LOG_SERVER_PORT": platform.ports.airflow_logs,
         "LOGGING__TRIGGER_LOG_SERVER_PORT": platform.ports.airflow_logs,
