@@ -78,13 +78,15 @@ def test_promotions_under_load_lose_no_request(
 
     stop = threading.Event()
     found: dict[str, set[str]] = defaultdict(set)
-    order: list[str] = []
+    # (when a request began, the model that answered it)
+    order: list[tuple[float, str]] = []
 
     def load(number: int) -> int:
         asked = 0
         with httpx.Client(base_url=service.url, timeout=60) as client:
             while not stop.is_set():
                 asked += 1
+                began = time.monotonic()
                 if number % 2:
                     answer = client.post("/predict/?format=json", files={"file": PICTURE})
                     assert answer.status_code == 200, answer.text
@@ -98,7 +100,7 @@ def test_promotions_under_load_lose_no_request(
                     assert {one["model"] for one in predictions} == {answer.json()["model"]}
                 for one in predictions:
                     found[one["model"]].add(json.dumps([d["box"] for d in one["detections"]]))
-                order.append(predictions[0]["model"])
+                order.append((began, predictions[0]["model"]))
         return asked
 
     with ThreadPoolExecutor(4) as pool:
@@ -112,12 +114,17 @@ def test_promotions_under_load_lose_no_request(
                 else:
                     make_champion(settings, change)
                 wait_for(service, change or first)
-            time.sleep(1)
+            changed = time.monotonic()
+            while not any(began > changed for began, _ in order):
+                assert time.monotonic() < changed + 60, service.log
+                time.sleep(0.05)
         finally:
             stop.set()
         assert min(one.result() for one in asked) > 1
-    assert set(order) == {first, second}
-    assert (order[0], order[-1]) == (first, second)
+    assert {model for _, model in order} == {first, second}
+    assert order[0][1] == first
+    # What was asked before may be answered by the former model.
+    assert {model for began, model in order if began > changed} == {second}
     # Each version always finds the same, and not what the other one does.
     assert [len(boxes) for boxes in found.values()] == [1, 1]
     assert found[first] != found[second]
