@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 from psycopg2 import sql
+from xdist.scheduler import LoadFileScheduling
 
 from embedded import postgres
 from embedded.config import REPOSITORY
@@ -40,6 +41,19 @@ def pytest_configure(config: pytest.Config) -> None:
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
     }
+
+
+class _OnePlatform(LoadFileScheduling):  # type: ignore[misc]
+    """The tests of a file run in one process, and those of the one platform in the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = "tests/integration/"
+        return folder if nodeid.startswith(folder) else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return _OnePlatform(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,12 @@ WEBHOOK_PATH = "hooks/T0/secret-of-the-webhook"
 
 @dataclass(frozen=True, slots=True)
 class RunningPlatform:
-    """`airflow` is signed in as admin; `environment` is what the tasks see."""
+    """`airflow` is signed in as admin; `environment` is what the tasks see.
 
+    They read what is in `folder` where they run as another user, too.
+    """
+
+    folder: Path
     stack: Stack
     airflow: Airflow
     settings: Settings
@@ -88,7 +92,9 @@ def platform() -> Iterator[RunningPlatform]:
             stack.up(nullcontext, attached=True)
             Storage(stack.settings).ensure_bucket(WATCHED)
             with stack.airflow() as airflow:
-                yield RunningPlatform(stack, airflow, stack.settings, environment, receiver)
+                yield RunningPlatform(
+                    Path(folder), stack, airflow, stack.settings, environment, receiver
+                )
         finally:
             stack.down()
             stack.purge()
@@ -119,14 +125,6 @@ def run(platform: RunningPlatform, dag_id: str, conf: dict[str, Any]) -> dict[st
     assert state == "success", logs[-3000:]
     skipped = {task["task_id"]: "skipped" for task in tasks if task["state"] == "skipped"}
     return {"run_id": run_id} | skipped | platform.airflow.results(dag_id, run_id)
-
-
-@pytest.fixture
-def strict_policy(tmp_path: Path) -> Path:
-    """A policy that no candidate passes."""
-    path = tmp_path / "strict.yaml"
-    path.write_text("rules: [{kind: at_least, metric: ap50, limit: 1, minimum_pictures: 1}]")
-    return path
 
 
 @pytest.fixture(scope="session")

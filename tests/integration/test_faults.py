@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -44,7 +44,7 @@ def wait_for_outcomes(platform: RunningPlatform, prefix: str) -> None:
 
 @pytest.mark.parametrize("victim", ["postgres", "seaweedfs", "scheduler"])
 def test_a_scoring_run_survives_a_kill(
-    platform: RunningPlatform, victim: str, champion: dict[str, object]
+    platform: RunningPlatform, victim: str, champion: dict[str, Any]
 ) -> None:
     storage, bucket = Storage(platform.settings), platform.settings.uploads_bucket
     prefix = f"kill-{victim}/"
@@ -83,13 +83,15 @@ def test_a_run_that_hangs_is_told_of(platform: RunningPlatform) -> None:
     assert unquote(url) == f"{platform.airflow.url}/dags/score_uploads/runs/{run_id}"
 
 
-def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
-    platform: RunningPlatform, champion: dict[str, object], strict_policy: Path
-) -> None:
+@pytest.fixture(scope="module")
+def killed(platform: RunningPlatform, champion: dict[str, Any]) -> str:
+    """A retrain run whose training was killed and went on, and whose candidate was rejected."""
     storage, bucket = Storage(platform.settings), platform.settings.data_bucket
     overrides = {"max_steps": 60, "checkpoint_minutes": 0.05, "seed": 7}
-    # Rejected in the end: the other tests know the champion.
-    conf = {"preset": "smoke", "overrides": overrides, "policy": str(strict_policy)}
+    # No candidate passes this: the other tests know the champion.
+    policy = platform.folder / "strict.yaml"
+    policy.write_text("rules: [{kind: at_least, metric: ap50, limit: 1, minimum_pictures: 1}]")
+    conf = {"preset": "smoke", "overrides": overrides, "policy": str(policy)}
     run_id = platform.airflow.trigger("retrain", conf)
     deadline = time.monotonic() + 180
     # Named by their steps: the first one is of the start.
@@ -98,9 +100,28 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
         time.sleep(0.5)
     os.kill(platform.stack.supervisor.states()["scheduler"].pid, signal.SIGKILL)
     assert wait(platform, run_id, "retrain") == "success"
-    trained = platform.airflow.xcom("retrain", run_id, "train")
+    return run_id
+
+
+def test_a_training_that_was_killed_goes_on_from_its_checkpoint(
+    platform: RunningPlatform, killed: str
+) -> None:
+    trained = platform.airflow.xcom("retrain", killed, "train")
     assert any(event.startswith("went on from the checkpoint") for event in trained["events"])
+    storage, bucket = Storage(platform.settings), platform.settings.data_bucket
     assert not list(storage.list_objects(bucket, "checkpoints/"))
+
+
+def test_a_rejected_candidate_leaves_the_champion_and_the_run_green(
+    platform: RunningPlatform, champion: dict[str, Any], killed: str
+) -> None:
+    assert platform.airflow.xcom("retrain", killed, "gate")["passed"] is False
+    tasks = platform.airflow.task_instances("retrain", killed)
+    assert {task["task_id"]: task["state"] for task in tasks}["promote"] == "skipped"
+    assert "is rejected" in platform.airflow.task_log("retrain", killed, "approve")
+    with open_session(platform.settings) as session:
+        now = session.scalar(text("SELECT model_id FROM current_champion"))
+    assert now == champion["train"]["model_id"]
 
 
 def wait(platform: RunningPlatform, run_id: str, dag_id: str = "score_uploads") -> str:

@@ -71,23 +71,6 @@ def test_the_same_again_is_skipped_with_the_reason(
     assert len(query(platform, "SELECT 1 FROM promotion")) == 1
 
 
-def test_a_rejected_candidate_leaves_the_champion_and_the_run_green(
-    platform: RunningPlatform, champion: dict[str, Any], strict_policy: Path
-) -> None:
-    conf = QUICK | {
-        "dataset_id": champion["ingest"]["dataset_id"],
-        "overrides": {"max_steps": 1, "seed": 7},
-        "policy": str(strict_policy),
-    }
-    rejected = run(platform, "retrain", conf)
-    assert rejected["gate"]["passed"] is False
-    assert rejected["promote"] == "skipped"
-    log = platform.airflow.task_log("retrain", rejected["run_id"], "approve")
-    assert "is rejected" in log
-    [row] = query(platform, "SELECT model_id FROM current_champion")
-    assert row.model_id == champion["train"]["model_id"]
-
-
 def test_every_upload_gets_one_outcome(platform: RunningPlatform, champion: dict[str, Any]) -> None:
     storage, bucket = Storage(platform.settings), platform.settings.uploads_bucket
     pictures = upload_pictures(6, seed=9)

@@ -1,17 +1,31 @@
-"""Candidates and champions as they were measured, without a detector."""
+"""Models as they were measured, without a detector; and packages of a small one for engines."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
+from sqlalchemy import update
 
+from gun_detection.database import open_session
+from gun_detection.database.models import EnginePackage, ModelVersion
+from gun_detection.datasets.ingest import ingest
+from gun_detection.detector import conversion
+from gun_detection.detector.openvino import Networks
 from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.metrics import compute_metrics
 from gun_detection.evaluation.samples import Sample
+from gun_detection.release.packaging import package
+from gun_detection.release.registry import publish
 from gun_detection.release.rules import Canary, Case, Measured
+from gun_detection.settings import Settings
+from gun_detection.storage import Storage
+from tests.conftest import random_model
 from tests.evaluation.conftest import GUN, OTHER, picture, sample
 
 THRESHOLD = 0.5
+F32 = "openvino-f32"
 
 
 def pictures(
@@ -50,3 +64,44 @@ def case(
         None if champion is None else measured(champion, "champion"),
         canary or Canary(difference=0.0, compared=8),
     )
+
+
+@pytest.fixture
+def version(settings: Settings, storage: Storage) -> ModelVersion:
+    """A model that says that it was trained on synthetic pictures."""
+    with open_session(settings) as session:
+        dataset = ingest("synthetic:24", settings, storage, session)
+        trained = replace(random_model(1), dataset_id=dataset.dataset_id)
+        return publish(trained, settings, storage, session)
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return conversion.convert(random_model(1).model.eval())
+
+
+@pytest.fixture
+def quick(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks of the one model are not converted again in every test."""
+    monkeypatch.setattr(conversion, "convert", lambda model: networks)
+
+
+def make(version: ModelVersion, engine: str, settings: Settings, storage: Storage) -> EnginePackage:
+    with open_session(settings) as session:
+        return package(version, engine, settings, storage, session)
+
+
+def change(settings: Settings, engine: str = F32, **values: Any) -> None:
+    with open_session(settings) as session:
+        session.execute(
+            update(EnginePackage).where(EnginePackage.engine == engine).values(**values)
+        )
+
+
+def wanting(engine: str, settings: Settings) -> Settings:
+    return settings.model_copy(update={"engine": engine, "score_floor": 0.0})
+
+
+def stored(version: ModelVersion, settings: Settings, storage: Storage) -> list[str]:
+    prefix = f"models/{version.id}/engines/"
+    return [item.key for item in storage.list_objects(settings.data_bucket, prefix)]
