@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from sqlalchemy import func, select
@@ -15,18 +16,24 @@ from gun_detection.errors import (
 )
 from gun_detection.release.champion import current_champion, get_model, promote, rollback
 from gun_detection.settings import Settings
+from tests.conftest import model_row
 
-Publish = Callable[[int], ModelVersion]
+NewModel = Callable[[int], ModelVersion]
+
+
+@pytest.fixture
+def new_model(session: Session) -> NewModel:
+    return partial(model_row, session)
 
 
 def by(session: Session, model: ModelVersion) -> Promotion:
     return promote(session, model.id, actor="tester", reason="a test")
 
 
-def test_the_last_promotion_is_the_champion(publish_model: Publish, session: Session) -> None:
+def test_the_last_promotion_is_the_champion(new_model: NewModel, session: Session) -> None:
     with pytest.raises(NotFoundError, match="no champion yet"):
         get_model(session, "champion")
-    first, second = publish_model(1), publish_model(2)
+    first, second = new_model(1), new_model(2)
     by(session, first)
     assert by(session, second).previous_id == first.id
     assert get_model(session, "champion").id == second.id
@@ -35,8 +42,8 @@ def test_the_last_promotion_is_the_champion(publish_model: Publish, session: Ses
     assert again.model_id == second.id
 
 
-def test_rolling_back_twice_goes_back_two_steps(publish_model: Publish, session: Session) -> None:
-    models = [publish_model(seed) for seed in (1, 2, 3)]
+def test_rolling_back_twice_goes_back_two_steps(new_model: NewModel, session: Session) -> None:
+    models = [new_model(seed) for seed in (1, 2, 3)]
     for model in models:
         by(session, model)
     for expected in (models[1], models[0]):
@@ -51,9 +58,9 @@ def test_rolling_back_twice_goes_back_two_steps(publish_model: Publish, session:
 
 
 def test_a_rollback_that_is_tried_again_goes_back_one_step(
-    publish_model: Publish, session: Session
+    new_model: NewModel, session: Session
 ) -> None:
-    models = [publish_model(seed) for seed in (1, 2, 3)]
+    models = [new_model(seed) for seed in (1, 2, 3)]
     for model in models:
         by(session, model)
     rows = {rollback(session, actor="run 1", reason="why", once=True).id for _ in range(3)}
@@ -64,9 +71,9 @@ def test_a_rollback_that_is_tried_again_goes_back_one_step(
 
 
 def test_a_rollback_that_is_not_the_last_word_is_not_announced_again(
-    publish_model: Publish, session: Session
+    new_model: NewModel, session: Session
 ) -> None:
-    first, second = publish_model(1), publish_model(2)
+    first, second = new_model(1), new_model(2)
     by(session, first)
     by(session, second)
     rollback(session, actor="run 1", reason="why", once=True)
@@ -78,10 +85,8 @@ def test_a_rollback_that_is_not_the_last_word_is_not_announced_again(
     assert get_model(session, "champion").id == second.id
 
 
-def test_who_was_champion_twice_hides_nobody_between(
-    publish_model: Publish, session: Session
-) -> None:
-    first, second, third = (publish_model(seed) for seed in (1, 2, 3))
+def test_who_was_champion_twice_hides_nobody_between(new_model: NewModel, session: Session) -> None:
+    first, second, third = (new_model(seed) for seed in (1, 2, 3))
     for model in (first, second, first, third):
         by(session, model)
     rollback(session, actor="tester", reason="why")
@@ -90,9 +95,9 @@ def test_who_was_champion_twice_hides_nobody_between(
 
 
 def test_a_version_without_weights_becomes_no_champion(
-    publish_model: Publish, session: Session
+    new_model: NewModel, session: Session
 ) -> None:
-    model = publish_model(1)
+    model = new_model(1)
     session.get_one(ModelVersion, model.id).deleted_at = datetime.now(UTC)
     session.flush()
     with pytest.raises(ModelError) as caught:
@@ -100,8 +105,8 @@ def test_a_version_without_weights_becomes_no_champion(
     assert caught.value.reason == "MODEL_DELETED"
 
 
-def test_rolling_back_to_a_stranger_is_refused(publish_model: Publish, session: Session) -> None:
-    first, second, never = (publish_model(seed) for seed in (1, 2, 3))
+def test_rolling_back_to_a_stranger_is_refused(new_model: NewModel, session: Session) -> None:
+    first, second, never = (new_model(seed) for seed in (1, 2, 3))
     by(session, first)
     by(session, second)
     with pytest.raises(ReleaseError, match="was not a champion"):
@@ -111,10 +116,10 @@ def test_rolling_back_to_a_stranger_is_refused(publish_model: Publish, session: 
 
 @pytest.mark.parametrize(("actor", "reason"), [("", "why"), ("who", "")])
 def test_who_and_why_are_needed(
-    publish_model: Publish, session: Session, actor: str, reason: str
+    new_model: NewModel, session: Session, actor: str, reason: str
 ) -> None:
     with pytest.raises(ReleaseError, match="who does it and why"):
-        promote(session, publish_model(1).id, actor=actor, reason=reason)
+        promote(session, new_model(1).id, actor=actor, reason=reason)
 
 
 def _decision(session: Session, candidate: str, champion: str | None, passed: bool) -> GateDecision:
@@ -126,8 +131,8 @@ def _decision(session: Session, candidate: str, champion: str | None, passed: bo
     return row
 
 
-def test_a_decision_allows_only_what_it_was_about(publish_model: Publish, session: Session) -> None:
-    first, second, third = (publish_model(seed) for seed in (1, 2, 3))
+def test_a_decision_allows_only_what_it_was_about(new_model: NewModel, session: Session) -> None:
+    first, second, third = (new_model(seed) for seed in (1, 2, 3))
     by(session, first)
     for decision in (
         _decision(session, second.id, first.id, passed=False),
@@ -146,9 +151,9 @@ def test_a_decision_allows_only_what_it_was_about(publish_model: Publish, sessio
 
 
 def test_a_promotion_that_is_tried_again_undoes_no_rollback(
-    publish_model: Publish, session: Session
+    new_model: NewModel, session: Session
 ) -> None:
-    first, second = publish_model(1), publish_model(2)
+    first, second = new_model(1), new_model(2)
     by(session, first)
     good = _decision(session, second.id, first.id, passed=True)
     promote(session, second.id, actor="a", reason="b", decision=good)
@@ -162,9 +167,9 @@ def test_a_promotion_that_is_tried_again_undoes_no_rollback(
 
 
 def test_of_two_promotions_at_once_the_second_is_told(
-    publish_model: Publish, session: Session, settings: Settings
+    new_model: NewModel, session: Session, settings: Settings
 ) -> None:
-    model = publish_model(1)
+    model = new_model(1)
     by(session, model)
 
     def second() -> None:

@@ -14,11 +14,18 @@ from gun_detection.errors import (
     ModelError,
     TerminalError,
 )
-from gun_detection.release.registry import import_file, load_model, open_predictor
+from gun_detection.release.registry import import_file, load_model, open_predictor, publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
+from tests.conftest import random_model
 
 Publish = Callable[[int], ModelVersion]
+
+
+@pytest.fixture
+def publish_model(settings: Settings, storage: Storage, session: Session) -> Publish:
+    """Publishes a small detector with random weights from a seed."""
+    return lambda seed: publish(random_model(seed), settings, storage, session)
 
 
 def test_publishing_again_is_the_same_version(

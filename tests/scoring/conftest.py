@@ -14,7 +14,6 @@ from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion
 from gun_detection.detector.engines import Engine
 from gun_detection.release.champion import promote
-from gun_detection.release.registry import publish
 from gun_detection.scoring.leases import claim_shard
 from gun_detection.scoring.pipeline import Reads, score_shard
 from gun_detection.scoring.plan import Plan, Survey, open_run, survey
@@ -23,7 +22,7 @@ from gun_detection.scoring.sources import Source, choose_sources, load_sources
 from gun_detection.scoring.watch import look
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
-from tests.conftest import random_model
+from tests.conftest import model_row
 from tests.scoring.simulated import Simulated
 
 
@@ -85,7 +84,7 @@ _AGE = text("UPDATE ledger SET created_at = created_at - make_interval(hours => 
 
 def champion_after(settings: Settings, storage: Storage) -> ModelVersion:
     with open_session(settings) as session:
-        newer = publish(random_model(1), settings, storage, session)
+        newer = model_row(session, 1)
     with open_session(settings) as session:
         promote(session, newer.id, actor="tester", reason="a test")
     return newer
@@ -98,8 +97,9 @@ def waiting(settings: Settings) -> int | None:
 
 
 @pytest.fixture
-def champion(publish_model: Callable[[int], ModelVersion], session: Session) -> ModelVersion:
-    model = publish_model(0)
+def champion(session: Session) -> ModelVersion:
+    """Of which nothing is stored but its row: a simulated engine looks in its place."""
+    model = model_row(session, 0)
     promote(session, model.id, actor="tester", reason="a test")
     session.commit()
     return model

@@ -3,14 +3,16 @@
 import io
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from gun_detection.database import open_session
 from gun_detection.errors import FailureBudgetError, ServiceUnavailableError
+from gun_detection.release.champion import promote
 from gun_detection.release.packages import open_engine
+from gun_detection.release.registry import publish
 from gun_detection.scoring import pipeline
 from gun_detection.scoring.leases import claim_shard, suspect
 from gun_detection.scoring.pipeline import score_shard
@@ -19,6 +21,7 @@ from gun_detection.scoring.runs import RunSummary, finish_run
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.bad_pictures import CASES, LIMITS
+from tests.conftest import random_model
 from tests.scoring.conftest import count, outcomes, picture, rows, score_all, upload, wait_all
 from tests.scoring.simulated import Simulated
 
@@ -60,8 +63,11 @@ def test_every_upload_has_one_outcome_and_the_next_run_has_nothing_to_do(
 
 
 def test_a_real_detector_scores_with_the_reference_engine(
-    plan: Planned, champion: Any, settings: Settings, storage: Storage
+    plan: Planned, settings: Settings, storage: Storage
 ) -> None:
+    with open_session(settings) as session:
+        champion = publish(random_model(1), settings, storage, session)
+        promote(session, champion.id, actor="tester", reason="a test")
     upload(storage, settings, **{f"n{seed}": picture(seed) for seed in range(3)})
     loose = settings.model_copy(update={"score_floor": 0.0})
     score_all(plan(), settings, storage, open_engine(champion, loose, storage))

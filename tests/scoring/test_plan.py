@@ -15,7 +15,6 @@ from gun_detection.errors import (
     SettingsError,
     TerminalError,
 )
-from gun_detection.release.registry import publish
 from gun_detection.scoring.pages import run_page
 from gun_detection.scoring.plan import Plan, Survey, cut
 from gun_detection.scoring.runs import finish_run
@@ -23,7 +22,7 @@ from gun_detection.scoring.sources import Source
 from gun_detection.scoring.words import duration, run_text, survey_text
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
-from tests.conftest import random_model
+from tests.conftest import model_row
 from tests.scoring.conftest import count, outcomes, picture, rows, score_all, upload
 from tests.scoring.simulated import Simulated
 
@@ -250,7 +249,7 @@ def test_history_is_of_each_source_as_much_and_of_what_its_patterns_let_through(
     )
     configured = settings.model_copy(update={"sources_file": path, "rescore_images": 3})
     with open_session(settings) as session:
-        newer = publish(random_model(1), settings, storage, session)
+        newer = model_row(session, 1)
     found, _ = surveyed(kind="rescore", model=newer, settings=configured)
     assert (found.outdated, found.planned, found.left_over) == (5, 3, 2)
     made = plan(kind="rescore", model=newer, settings=configured)
@@ -273,7 +272,7 @@ def test_history_is_scored_again_only_where_another_model_did(
     score_all(plan(), settings, storage, engine)
     upload(storage, settings, c=picture(2))
     with open_session(settings) as session:
-        newer = publish(random_model(1), settings, storage, session)
+        newer = model_row(session, 1)
     found, _ = surveyed(kind="rescore", model=newer)
     assert (found.outdated, found.planned, found.listed) == (2, 2, None)
     assert plan(model=newer).planned == 1, "what is new is no history"

@@ -11,12 +11,11 @@ from gun_detection.database.models import ModelVersion
 from gun_detection.detector.detections import Detections
 from gun_detection.errors import TerminalError
 from gun_detection.release.champion import promote, rollback
-from gun_detection.release.registry import publish
 from gun_detection.scoring.plan import Plan
 from gun_detection.scoring.runs import finish_run
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
-from tests.conftest import random_model
+from tests.conftest import model_row
 from tests.scoring.conftest import champion_after, count, later, picture, rows, score_all, upload
 from tests.scoring.simulated import DENIED, Refusing, Simulated
 
@@ -34,7 +33,7 @@ class Blind(Simulated):
 def another(settings: Settings, storage: Storage) -> Callable[..., ModelVersion]:
     def make(seed: int, *, champion: bool) -> ModelVersion:
         with open_session(settings) as session:
-            model = publish(random_model(seed), settings, storage, session)
+            model = model_row(session, seed)
         if champion:
             with open_session(settings) as session:
                 promote(session, model.id, actor="tester", reason="a test")
