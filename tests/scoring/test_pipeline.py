@@ -10,6 +10,7 @@ from PIL import Image
 
 from gun_detection.database import open_session
 from gun_detection.errors import FailureBudgetError, ServiceUnavailableError
+from gun_detection.reading import Reader
 from gun_detection.release.champion import promote
 from gun_detection.release.packages import open_engine
 from gun_detection.release.registry import publish
@@ -373,10 +374,10 @@ def test_a_server_that_fails_is_not_an_outcome(
 ) -> None:
     upload(storage, settings, a=picture(), b=picture(1))
     lease = claim_shard(plan().shard_ids[0], settings)
-    broken = Storage(settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"}))
+    away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"})
     before = threading.active_count()
     with pytest.raises(ServiceUnavailableError):
-        score_shard(lease, engine, settings, broken)
+        score_shard(lease, engine, settings, Reader(away, seconds=3))
     assert outcomes(settings) == {}
     assert threading.active_count() == before
 
