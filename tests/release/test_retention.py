@@ -21,17 +21,20 @@ from gun_detection.release.packages import package_key
 from gun_detection.release.registry import load_model, publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
-from tests.conftest import random_model
+from tests.conftest import model_row, random_model
 
 
 @pytest.fixture
 def versions(settings: Settings, storage: Storage) -> list[str]:
-    """Seven versions, oldest first."""
+    """Seven versions, oldest first, with files under the names of theirs."""
     ids = []
-    for seed in range(7):
+    for number in range(7):
         # The time of a row is that of its transaction.
         with open_session(settings) as session:
-            ids.append(publish(random_model(seed), settings, storage, session).id)
+            model = model_row(session, number)
+            storage.put(settings.data_bucket, model.weights_key, b"x")
+            storage.put(settings.data_bucket, f"models/{model.id}/model.json", model.id.encode())
+            ids.append(model.id)
     return ids
 
 
@@ -163,13 +166,17 @@ def test_what_a_crash_left_over_is_deleted_the_next_time(
 
 
 def test_a_deleted_version_that_is_made_again_is_there_again(
-    versions: list[str], settings: Settings, storage: Storage
+    settings: Settings, storage: Storage
 ) -> None:
-    stages.prune(settings, 1)
+    with open_session(settings) as session:
+        model = publish(random_model(0), settings, storage, session).id
+    with open_session(settings) as session:
+        model_row(session, 1)
+    assert stages.prune(settings, 1)["deleted"] == [model]
     with open_session(settings) as session:
         again = publish(random_model(0), settings, storage, session)
     with open_session(settings) as session:
-        version = get_model(session, versions[0])
+        version = get_model(session, model)
         assert (version.id, version.deleted_at) == (again.id, None)
         load_model(version, settings, storage)
 
