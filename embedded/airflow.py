@@ -24,8 +24,8 @@ LOG_SERVER = "log-server"
 # The logs of running tasks come from a server of their own: these would listen on every address.
 _ARGUMENTS = {"scheduler": ("--skip-serve-logs",), "triggerer": ("--skip-serve-logs",)}
 FINISHED = frozenset({"success", "failed"})
-# How often something is read from a server that does not answer in time.
-_TRIES = 4
+# How often something is read from a server that does not answer within so many seconds.
+_TRIES, _SECONDS = 4, 30.0
 _PAGE = 100
 
 
@@ -66,7 +66,7 @@ class Airflow:
     def __init__(self, url: str, username: str, password: str) -> None:
         self.url = url
         self._login = {"username": username, "password": password}
-        self._client = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self._client = httpx.Client(base_url=url, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -201,8 +201,10 @@ class Airflow:
                 return found
 
     def _send(self, method: str, path: str, tries: int = 1, **arguments: Any) -> httpx.Response:
+        # What would happen twice is asked for once, and waited for as long.
+        seconds = _SECONDS if method == "GET" else _SECONDS * _TRIES
         try:
-            response = self._client.request(method, path, **arguments)
+            response = self._client.request(method, path, timeout=seconds, **arguments)
         except httpx.TransportError as error:
             # A server that is busy is asked again, one that is down is not.
             if tries > 1 and isinstance(error, httpx.ReadTimeout):

@@ -50,9 +50,12 @@ def test_nothing_is_asked_for_twice_that_would_happen_twice(
     airflow: Airflow, answers: Answers
 ) -> None:
     answers += [httpx.ReadTimeout("timed out"), httpx.Response(200, json={"dag_run_id": "x"})]
-    with pytest.raises(ServiceUnavailableError):
+    with pytest.raises(ServiceUnavailableError) as caught:
         airflow.trigger("retrain")
     assert len(answers) == 1
+    # As long as what is read from a busy server, all told.
+    assert isinstance(caught.value.__cause__, httpx.ReadTimeout)
+    assert caught.value.__cause__.request.extensions["timeout"]["read"] == 120
 
 
 def test_a_server_that_is_down_is_told_at_once(airflow: Airflow, answers: Answers) -> None:

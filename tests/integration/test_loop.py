@@ -21,7 +21,8 @@ from gun_detection.datasets.synthetic import hold_on_side, upload_pictures
 from gun_detection.storage import Storage
 from tests.integration.conftest import QUICK, RunningPlatform, run, wait_until
 
-pytestmark = pytest.mark.airflow
+# Whole rounds of the loop, which take many minutes on a slow machine.
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(1800)]
 
 
 def query(platform: RunningPlatform, statement: str) -> list[Any]:
