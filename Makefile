@@ -60,6 +60,7 @@ reset: $(STAMP) ## Stop the platform and delete its data and credentials
 	@$(BIN)/python -m embedded down --purge
 
 test: $(STAMP) ## Run the tests (ARGS="-m 'not airflow'" leaves out the slow ones)
+# Two processes on as many cores: threads of each would only wait for those of the other.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style and types, and that every DAG parses
