@@ -1,11 +1,12 @@
 """Models as they were measured, without a detector; and packages of a small one for engines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sqlalchemy import update
 
 from gun_detection.database import open_session
@@ -16,6 +17,7 @@ from gun_detection.detector.openvino import Networks
 from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.metrics import compute_metrics
 from gun_detection.evaluation.samples import Sample
+from gun_detection.release import packages
 from gun_detection.release.packaging import package
 from gun_detection.release.registry import publish
 from gun_detection.release.rules import Canary, Case, Measured
@@ -64,6 +66,15 @@ def case(
         None if champion is None else measured(champion, "champion"),
         canary or Canary(difference=0.0, compared=8),
     )
+
+
+@pytest.fixture
+def as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is known of any engine; one opened for many threads leaves PyTorch with one each."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(packages, "_unfit", set())
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Which package of a small detector is chosen, fetched and opened."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,14 +18,7 @@ from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.release.conftest import F32, change, make, wanting
 
-
-@pytest.fixture(autouse=True)
-def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An engine that is opened for many threads leaves PyTorch with one for each."""
-    before = torch.get_num_threads()
-    monkeypatch.setattr(packages, "_unfit", set())
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("as_in_a_new_process")
 
 
 @pytest.mark.usefixtures("quick")

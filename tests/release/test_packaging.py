@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from gun_detection.errors import ModelError, SettingsError
 from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, load_samples
 from gun_detection.evaluation.matching import Matched
 from gun_detection.evaluation.samples import Labelled, Samples, measure
-from gun_detection.release import packages, packaging
+from gun_detection.release import packaging
 from gun_detection.release.packages import open_engine, package_key
 from gun_detection.release.packaging import drift, package_all
 from gun_detection.release.registry import publish
@@ -39,13 +39,7 @@ from tests.release.conftest import F32, make, stored, wanting
 PIXELS = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def _process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An engine that is opened for many threads leaves PyTorch with one for each."""
-    before = torch.get_num_threads()
-    monkeypatch.setattr(packages, "_unfit", set())
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("as_in_a_new_process")
 
 
 def test_a_package_scores_as_the_reference_does(
