@@ -91,7 +91,7 @@ def test_wrong_credentials_are_a_setting_to_correct(
 ) -> None:
     monkeypatch.setenv("GUN_DETECTION_S3_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(SettingsError, match="GUN_DETECTION_S3_ACCESS_KEY_ID"):
-        Storage(load_settings(), attempts=2).get(settings.data_bucket, "key")
+        Storage(load_settings()).get(settings.data_bucket, "key")
 
 
 def test_a_server_that_is_down_is_tried_again_later(

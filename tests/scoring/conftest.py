@@ -82,7 +82,7 @@ def later(settings: Settings, hours: int = 13) -> None:
 _AGE = text("UPDATE ledger SET created_at = created_at - make_interval(hours => :hours)")
 
 
-def champion_after(settings: Settings, storage: Storage) -> ModelVersion:
+def champion_after(settings: Settings) -> ModelVersion:
     with open_session(settings) as session:
         newer = model_row(session, 1)
     with open_session(settings) as session:

@@ -113,7 +113,7 @@ def test_pictures_of_the_past_that_were_archived_are_no_failure(
     names = {f"b{seed:02}": picture(seed) for seed in range(14)}
     upload(storage, settings, **names)
     score_all(plan(), settings, storage, engine)
-    made = plan(kind="rescore", model=champion_after(settings, storage))
+    made = plan(kind="rescore", model=champion_after(settings))
     score_all(made, settings, Refusing(settings, TerminalError("no", reason="ARCHIVED")), engine)
     assert finish_run(made.run_id, settings).reasons == {"ARCHIVED": 14}
 

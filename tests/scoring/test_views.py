@@ -30,7 +30,7 @@ class Blind(Simulated):
 
 
 @pytest.fixture
-def another(settings: Settings, storage: Storage) -> Callable[..., ModelVersion]:
+def another(settings: Settings) -> Callable[..., ModelVersion]:
     def make(seed: int, *, champion: bool) -> ModelVersion:
         with open_session(settings) as session:
             model = model_row(session, seed)
@@ -110,7 +110,7 @@ def test_what_was_found_in_a_picture_that_is_gone_stays_in_the_views(
     score_all(plan(), settings, storage, engine)
     found = rows(settings, "SELECT key, x1, score FROM current_detections ORDER BY detection_id")
     assert found
-    newer = champion_after(settings, storage)
+    newer = champion_after(settings)
     for name in names:
         storage.delete(settings.uploads_bucket, f"{name}.jpg")
     made = plan(kind="rescore", model=newer)
@@ -131,7 +131,7 @@ def test_what_was_found_in_a_picture_that_the_champion_cannot_look_at_stays_in_t
     score_all(plan(), settings, storage, engine)
     found = rows(settings, "SELECT key, x1 FROM current_detections ORDER BY detection_id")
     assert {key for key, _ in found} == {"a.jpg"}, "the other one holds none"
-    newer = champion_after(settings, storage)
+    newer = champion_after(settings)
     refusing = Refusing(settings, TerminalError("no", reason=reason), {"a.jpg"})
     score_all(plan(kind="rescore", model=newer), settings, refusing, engine)
     view = "SELECT key, by_champion FROM current_outcomes ORDER BY key"
@@ -151,7 +151,7 @@ def test_what_waited_to_be_judged_anew_is_when_its_model_is_champion_again(
 ) -> None:
     upload(storage, settings, a=picture(1), b=picture(2))
     score_all(plan(), settings, Refusing(settings, DENIED, {"a.jpg"}), engine)
-    newer = champion_after(settings, storage)
+    newer = champion_after(settings)
     later(settings)
     score_all(plan(model=newer), settings, storage, engine)
     found = rows(settings, "SELECT x1 FROM current_detections ORDER BY detection_id")
