@@ -40,15 +40,15 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """A sample that was looked at; `pixels` and `boxes` are None when it is left out.
+    """A sample that was looked at; `image` and `boxes` are None when it is left out.
 
-    `boxes` is float64 (N, 4) xyxy inside the picture; `dropped` counts boxes left out.
+    `boxes` is float64 (N, 4) xyxy inside the whole picture; `dropped` counts boxes left out.
     """
 
     name: str
     sha256: str
     data: bytes
-    pixels: npt.NDArray[np.uint8] | None
+    image: DecodedImage | None
     boxes: Boxes | None
     problems: list[Problem]
     dropped: int = 0
@@ -63,23 +63,22 @@ def check_sample(sample: Sample, data: bytes, decode: Callable[[bytes], DecodedI
 
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        pixels = decode(data).pixels
+        image = decode(data)
     except ImageError as error:
         return left_out(Problem(sample.name, "image", error.reason, error.message))
     label = sample.label()
     if isinstance(label, LabelError):
         return left_out(Problem(sample.name, "image", label.reason, label.message))
-    height, width = pixels.shape[:2]
-    if fault := size_fault(label, width, height):
+    if fault := size_fault(label, image.width, image.height):
         return left_out(Problem(sample.name, "image", "SIZE_MISMATCH", fault))
-    boxes, problems = check_boxes(sample.name, label, width, height)
+    boxes, problems = check_boxes(sample.name, label, image.width, image.height)
     dropped = sum(problem.kind == "box" for problem in problems)
     if dropped:
         whole = Problem(
             sample.name, "image", "BAD_BOX", f"{dropped} of its boxes cannot be used: left out"
         )
         return left_out(*problems, whole, dropped=dropped)
-    return Checked(sample.name, sha256, data, pixels, boxes, problems, classes=label.classes)
+    return Checked(sample.name, sha256, data, image, boxes, problems, classes=label.classes)
 
 
 def size_fault(label: Label, width: int, height: int) -> str | None:

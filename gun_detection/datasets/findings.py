@@ -76,13 +76,18 @@ def look_at(
     checked = check_sample(sample, data, decode)
     findings.problems += checked.problems
     findings.rejected_boxes += checked.dropped
-    if checked.pixels is None or checked.boxes is None:
+    image = checked.image
+    if image is None or checked.boxes is None:
         findings.rejected_images += 1
         return None
-    height, width = checked.pixels.shape[:2]
-    phash = perceptual_hash(checked.pixels)
     findings.kept[checked.sha256] = Kept(
-        sample.name, len(data), width, height, checked.boxes.round(3), phash, checked.classes
+        sample.name,
+        len(data),
+        image.width,
+        image.height,
+        checked.boxes.round(3),
+        perceptual_hash(image.pixels),
+        checked.classes,
     )
     return checked
 

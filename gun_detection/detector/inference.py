@@ -38,6 +38,12 @@ class Predictor:
         self._floor, self._mirrored = score_floor, mirrored
         self._threads = threading.local()
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(shorter side, longest side) that pictures are resized to, pixels."""
+        transform = self._model.transform
+        return transform.min_size[-1], transform.max_size
+
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Detections of each picture, given as uint8 (H, W, 3) RGB arrays of any sizes."""
         with torch.inference_mode(), self._in_own_stream():

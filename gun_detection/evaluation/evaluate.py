@@ -56,8 +56,10 @@ def evaluate_version(
         logger.info("%s was evaluated on the %s of %s before", model.id, split, dataset_id[:12])
         return known
     manifest = load_manifest(storage, settings.data_bucket, dataset_id)
-    pictures = DetectionDataset(manifest, split, settings, storage)
     predictor = load_predictor(model, settings, storage, EVALUATION_FLOOR)
+    # Large pictures as scoring decodes them, which is smaller; people are shown the whole.
+    pictures = DetectionDataset(manifest, split, settings, storage, fit=predictor.input_size)
+    whole = DetectionDataset(manifest, split, settings, storage)
     samples = measure(
         predictor,
         (load_labelled(pictures, index) for index in range(len(pictures))),
@@ -71,7 +73,7 @@ def evaluate_version(
         metrics,
         slices,
         samples.items,
-        lambda index: load_labelled(pictures, index).pixels,
+        lambda index: load_labelled(whole, index).pixels,
         _notes(model, samples),
     )
     if (known := session.scalar(query)) is not None:
@@ -147,7 +149,7 @@ def evaluate_folder(
             for done, sample in enumerate(source, start=1):
                 progress(done, total)
                 try:
-                    yield _look_at(sample, decoder)
+                    yield _look_at(sample, decoder, predictor.input_size)
                 except (ImageError, LabelError) as error:
                     rejected[error.reason] = rejected.get(error.reason, 0) + 1
 
@@ -159,25 +161,28 @@ def evaluate_folder(
     )
 
 
-def _look_at(sample: Sample, decoder: SandboxedDecoder) -> Labelled:
-    checked = check_sample(sample, sample.read(), decoder.decode)
-    if checked.pixels is None or checked.boxes is None:
+def _look_at(sample: Sample, decoder: SandboxedDecoder, fit: tuple[int, int]) -> Labelled:
+    checked = check_sample(sample, sample.read(), lambda data: decoder.decode(data, fit=fit))
+    if checked.image is None or checked.boxes is None:
         # The last one says why the picture is left out as a whole.
         fault = checked.problems[-1]
         raise LabelError(fault.message, reason=fault.reason)
-    return Labelled(sample.name, sample.name, "", checked.pixels, checked.boxes)
+    image = checked.image
+    size = image.width, image.height
+    return Labelled(sample.name, sample.name, "", image.pixels, checked.boxes, size)
 
 
 def load_labelled(pictures: DetectionDataset, index: int) -> Labelled:
     """A picture of a split with its boxes, decoded."""
     entry = pictures.entries[index]
-    image, target = pictures[index]
+    image, _ = pictures[index]
     return Labelled(
         entry.name,
         entry.group,
         source_of(entry),
         image.permute(1, 2, 0).numpy(),
-        target["boxes"].numpy(),
+        entry.box_array(),
+        (entry.width, entry.height),
     )
 
 

@@ -23,7 +23,7 @@ _SIDE = 256
 @dataclass(frozen=True)
 class Properties:
     """What slices are made by; `brightness` is the mean luma (0 to 255), `sharpness` the variance
-    of the Laplacian of the picture made `_SIDE` pixels large."""
+    of the Laplacian of the picture made `_SIDE` pixels large. The size is that of the whole one."""
 
     width: int
     height: int
@@ -45,13 +45,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A picture before it is measured: pixels uint8 (H, W, 3), boxes (N, 4) xyxy."""
+    """A picture before it is measured: pixels uint8 (H, W, 3), boxes (N, 4) xyxy.
+
+    `size` is (width, height) of the whole upright picture, to which the boxes belong: the pixels
+    may be those of a smaller one, as scoring decodes it.
+    """
 
     name: str
     group: str
     source: str
     pixels: NDArray[np.uint8]
     truth: Boxes
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ def measure(
         found = predictor([picture.pixels for picture in some])
         seconds = (time.perf_counter() - start) / len(some)
         for picture, mine in zip(some, found, strict=True):
-            matched = Matched.of(picture.truth, mine)
+            height, width = picture.pixels.shape[:2]
+            matched = Matched.of(picture.truth, mine.resized((width, height), picture.size))
             items.append(
                 Sample(picture.name, picture.group, matched, _properties(picture), seconds)
             )
@@ -126,8 +132,8 @@ def _properties(picture: Labelled) -> Properties:
     size = max(1, round(width * factor)), max(1, round(height * factor))
     small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
     return Properties(
-        width=width,
-        height=height,
+        width=picture.size[0],
+        height=picture.size[1],
         brightness=round(float(grey.mean()), 1),
         sharpness=round(float(cv2.Laplacian(small, cv2.CV_64F).var()), 1),
         source=picture.source,

@@ -140,10 +140,13 @@ def _look(request: Request, settings: Settings) -> list[dict[str, list[float]]]:
         version = get_model(session, request.model_id)
     predictor = load_predictor(version, settings, storage, EVALUATION_FLOOR)
     manifest = load_manifest(storage, settings.data_bucket, request.dataset_id)
-    pictures = DetectionDataset(manifest, "holdout", settings, storage)
+    pictures = DetectionDataset(manifest, "holdout", settings, storage, fit=predictor.input_size)
     rows = []
     for index in request.pictures:
-        [found] = predictor([pictures[index][0].permute(1, 2, 0).numpy()])
+        pixels = pictures[index][0].permute(1, 2, 0).numpy()
+        entry, (height, width) = pictures.entries[index], pixels.shape[:2]
+        [found] = predictor([pixels])
+        found = found.resized((width, height), (entry.width, entry.height))
         rows.append({"boxes": found.boxes.tolist(), "scores": found.scores.tolist()})
     return rows
 

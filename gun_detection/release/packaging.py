@@ -256,13 +256,9 @@ class _Packaging:
                 reason="no picture of the holdout has a gun to find",
                 pictures=len(pictures),
             )
-        found = [
-            sample.matched.found.resized(
-                (sample.properties.width, sample.properties.height), (entry.width, entry.height)
-            )
-            for sample, entry in zip(samples.items, (entries[i] for i in order), strict=True)
-        ]
-        median, most = drift([matched.found for matched in recorded], found)
+        median, most = drift(
+            [matched.found for matched in recorded], [matched.found for matched in samples.matched]
+        )
         threshold = self._version.threshold
         recall, marks = at_threshold(recorded, threshold)
         its_recall, its_marks = at_threshold(samples.matched, threshold)

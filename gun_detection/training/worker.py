@@ -89,15 +89,16 @@ def open_data(
 ) -> Data:
     """The pictures of a data set version; raises `DatasetError` when a split has no gun."""
     manifest = load_manifest(storage, settings.data_bucket, dataset_id)
-    _, side = input_size(config.detector)
+    fit = input_size(config.detector)
     train = DetectionDataset(
         manifest,
         "train",
         settings,
         storage,
-        side=round(side * max(config.augmentation.scales) * _SPARE),
+        side=round(fit[1] * max(config.augmentation.scales) * _SPARE),
     )
-    validation = DetectionDataset(manifest, "validation", settings, storage)
+    # As scoring will decode them.
+    validation = DetectionDataset(manifest, "validation", settings, storage, fit=fit)
     for split in (train, validation):
         if not any(entry.boxes for entry in split.entries):
             raise DatasetError(

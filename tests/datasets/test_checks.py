@@ -65,8 +65,8 @@ def test_a_good_sample_keeps_its_boxes() -> None:
     checked = check_sample(sample(Label(to_boxes([[1, 2, 30, 40]]))), jpeg(), decode_small)
     assert checked.boxes is not None
     assert checked.boxes.tolist() == [[1, 2, 30, 40]]
-    assert checked.pixels is not None
-    assert checked.pixels.shape == (50, 100, 3)
+    assert checked.image is not None
+    assert checked.image.pixels.shape == (50, 100, 3)
     assert not checked.problems
 
 
@@ -74,8 +74,8 @@ def test_boxes_refer_to_the_upright_picture() -> None:
     """A picture stored lying on its side: the box is outside as stored and inside upright."""
     label = Label(to_boxes([[10, 60, 40, 95]]))
     turned = check_sample(sample(label), jpeg(orientation=6), decode_small)
-    assert turned.pixels is not None
-    assert turned.pixels.shape == (100, 50, 3)
+    assert turned.image is not None
+    assert turned.image.pixels.shape == (100, 50, 3)
     assert turned.boxes is not None
     assert turned.boxes.tolist() == [[10, 60, 40, 95]]
     assert check_sample(sample(label), jpeg(), decode_small).boxes is None
@@ -101,7 +101,7 @@ def test_a_dropped_box_takes_its_picture_along() -> None:
 )
 def test_samples_that_are_left_out(data: bytes, label: Label | LabelError, reason: str) -> None:
     checked = check_sample(sample(label), data, decode_small)
-    assert checked.pixels is None
+    assert checked.image is None
     assert [(item.kind, item.reason) for item in checked.problems] == [("image", reason)]
 
 

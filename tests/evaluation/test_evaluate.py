@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sqlalchemy import func, select
@@ -10,17 +11,23 @@ from sqlalchemy import func, select
 from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.database.models import Evaluation
+from gun_detection.datasets.manifest import load_manifest
 from gun_detection.datasets.synthetic import draw_picture
-from gun_detection.detector.architectures import DetectorConfig, build_detector
-from gun_detection.detector.inference import Predictor
+from gun_detection.detector.architectures import DetectorConfig, build_detector, input_size
+from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
 from gun_detection.evaluation import evaluate
-from gun_detection.evaluation.evaluate import evaluate_folder, evaluate_version
-from gun_detection.images import SandboxedDecoder
+from gun_detection.evaluation.evaluate import evaluate_folder, evaluate_version, load_samples
+from gun_detection.images import DecodeLimits, SandboxedDecoder, decode
 from gun_detection.release.champion import get_model
+from gun_detection.release.packages import load_engine
 from gun_detection.release.registry import publish
+from gun_detection.scoring.local import look_at
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
+from gun_detection.training.config import resolve_config
+from gun_detection.training.worker import open_data
 from tests.conftest import random_model
+from tests.evaluation.conftest import version_of
 
 
 @pytest.mark.parametrize("when", ["before it is stored", "while it is stored"])
@@ -90,3 +97,47 @@ def test_a_folder_counts_no_boxes_that_an_ingest_would_refuse(
     truths = {sample.name: sample.matched.truth.tolist() for sample in found.samples.items}
     assert truths == {"sound.jpeg": [[10, 10, 60, 50]], "loose.jpeg": [[0, 10, 60, 50]]}
     assert found.rejected == {"SIZE_MISMATCH": 1, "BAD_BOX": 2, "BAD_LABEL": 1, "MISSING_LABEL": 1}
+
+
+def test_what_is_measured_is_what_scoring_finds(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    version = version_of(tmp_path, lambda number: (4, 4), settings, storage)
+    assert version.dataset_id is not None
+    with open_session(settings) as session:
+        row = evaluate_version(version, version.dataset_id, settings, storage, session)
+    recorded = {item.name: item for item in load_samples(row, settings, storage).items}
+    manifest = load_manifest(storage, settings.data_bucket, version.dataset_id)
+    entries = {entry.name: entry for entry in manifest.split("holdout")}
+    engine = load_engine(version, "eager", {}, settings, storage, EVALUATION_FLOOR)
+    folder = evaluate_folder(engine.predictor, 0.5, str(tmp_path), settings, storage)
+    by_file = {Path(item.name).name: item.matched for item in folder.samples.items}
+    files = [tmp_path / "Images" / Path(name).name for name in recorded]
+    scored = look_at(files, engine, settings, EVALUATION_FLOOR, None, lambda done, total: None)
+    for (name, sample), looked in zip(recorded.items(), scored, strict=True):
+        assert looked.found is not None
+        assert len(looked.found.scores) > 0
+        for found in (sample.matched.found, by_file[Path(name).name].found):
+            np.testing.assert_allclose(found.boxes, looked.found.boxes, atol=0.01)
+            np.testing.assert_allclose(found.scores, looked.found.scores, atol=1e-5)
+        entry, properties = entries[name], sample.properties
+        assert (properties.width, properties.height) == (entry.width, entry.height)
+        for truth in (sample.matched.truth, by_file[Path(name).name].truth):
+            np.testing.assert_allclose(truth, entry.box_array(), atol=0.01)
+
+
+def test_a_threshold_is_chosen_on_what_scoring_decodes(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    version = version_of(tmp_path, lambda number: (4, 4), settings, storage)
+    assert version.dataset_id is not None
+    config = resolve_config(settings, "smoke")
+    data: Any = open_data(version.dataset_id, config, settings, storage)
+    limits, fit = DecodeLimits.from_settings(settings), input_size(config.detector)
+    for index, entry in enumerate(data.validation.entries):
+        pixels, target = data.validation[index]
+        expected = decode(data.validation.read(index), limits, fit).pixels
+        assert pixels.shape[1] < entry.height
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+        factor = entry.width / pixels.shape[2]
+        np.testing.assert_allclose(target["boxes"] * factor, entry.box_array(), rtol=0.02)

@@ -101,12 +101,18 @@ def test_measured_samples_survive_being_stored() -> None:
 
     pixels = np.full((20, 30, 3), 50, np.uint8)
     pictures = [
-        Labelled("a", "g", "s", pixels, np.array([GUN])),
-        Labelled("b", "g", "s", pixels, NONE),
+        Labelled("a", "g", "s", pixels, np.array([GUN]), (60, 40)),
+        Labelled("b", "g", "s", pixels, NONE, (30, 20)),
     ]
     samples = measure(Predictor(), pictures)  # type: ignore[arg-type]
     again = Samples.from_json(samples.to_json())
     assert again.to_json() == samples.to_json()
     assert [s.properties for s in again.items] == [s.properties for s in samples.items]
+    # In pixels of the whole picture, of which one half as large was looked at.
+    assert [s.matched.found.boxes.tolist() for s in samples.items] == [
+        [[2, 4, 18, 16]],
+        [[1, 2, 9, 8]],
+    ]
+    assert samples.items[0].properties.width == 60
     assert samples.items[0].properties.brightness == 50
     assert samples.items[0].properties.sharpness == 0

@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ from gun_detection.errors import (
     SettingsError,
     TerminalError,
 )
+from gun_detection.evaluation.evaluate import evaluate_version, load_samples
 from gun_detection.release import canary
 from gun_detection.release.champion import get_model, promote
 from gun_detection.release.registry import publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
+from tests.evaluation.conftest import version_of
 
 
 @dataclass(frozen=True)
@@ -204,3 +207,17 @@ def test_weights_that_are_swapped_after_the_gate_are_not_promoted(
     with pytest.raises(TerminalError) as caught:
         stages.promote(settings, candidate.model_id, "a", "b", decision["decision_id"])
     assert caught.value.reason == "SHA256_MISMATCH"
+
+
+def test_large_pictures_are_looked_at_as_they_were_measured(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    version = version_of(tmp_path, lambda number: (4, 4), settings, storage)
+    assert version.dataset_id is not None
+    with open_session(settings) as session:
+        row = evaluate_version(version, version.dataset_id, settings, storage, session)
+    samples = load_samples(row, settings, storage).items
+    flown = canary.fly_canary(version.id, version.dataset_id, samples, settings)
+    assert flown.compared > 0
+    assert flown.difference is not None
+    assert flown.difference < 1e-4

@@ -1,8 +1,7 @@
 """Packages of a small detector with random weights: made, checked, refused."""
 
-import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sqlalchemy import select
 
 from gun_detection.database import open_session
 from gun_detection.database.models import EnginePackage, ModelVersion
-from gun_detection.datasets.ingest import ingest
 from gun_detection.datasets.manifest import load_manifest
-from gun_detection.datasets.synthetic import draw_pictures
 from gun_detection.datasets.torch_dataset import DetectionDataset
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import shape_class
@@ -34,6 +30,7 @@ from gun_detection.release.registry import publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
+from tests.evaluation.conftest import version_of
 from tests.release.conftest import F32, make, stored, wanting
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
@@ -143,32 +140,6 @@ def test_every_engine_of_the_machine_and_each_once(
     if "openvino-int8" in runnable(torch.device("cpu")):
         seen |= {entry.sha256 for entry in manifest.split("train")}
     assert read == seen
-
-
-def version_of(
-    folder: Path,
-    stretch: Callable[[int], tuple[int, int]],
-    settings: Settings,
-    storage: Storage,
-) -> ModelVersion:
-    """A model of synthetic pictures, each stretched by (width, height) by its number."""
-    for name in ("Images", "Labels"):
-        (folder / name).mkdir()
-    for number, picture in enumerate(draw_pictures(24)):
-        wide, tall = stretch(number)
-        with Image.open(io.BytesIO(picture.data)) as image:
-            large = image.resize((wide * image.width, tall * image.height))
-        large.save(folder / "Images" / f"{number}.jpeg", quality=95)
-        lines = [
-            " ".join(str(round(side)) for side in np.array(box) * [wide, tall, wide, tall])
-            for box in picture.boxes
-        ]
-        label = "\n".join([str(len(lines)), *lines])
-        (folder / "Labels" / f"{number}.txt").write_text(label)
-    with open_session(settings) as session:
-        dataset = ingest(str(folder), settings, storage, session)
-        trained = replace(random_model(1), dataset_id=dataset.dataset_id)
-        return publish(trained, settings, storage, session)
 
 
 @pytest.mark.usefixtures("quick")
