@@ -1,6 +1,5 @@
 """Packages of a small detector with random weights: made, checked, refused."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -252,10 +251,6 @@ def test_an_engine_is_checked_on_what_scoring_decodes_for_it(
     manifest = load_manifest(storage, settings.data_bucket, large_version.dataset_id)
     whole = {entry.name: max(entry.width, entry.height) for entry in manifest.split("holdout")}
     assert {large / sides[name] for name, large in whole.items()} == {2, 4}
-    # In pixels of the whole picture: in those of the smaller one nothing would overlap.
-    found = re.search(r"boxes differ by ([\d.]+) px", row.reason)
-    assert found
-    assert 0 < float(found[1]) < 10
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
