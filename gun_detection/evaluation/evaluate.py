@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
+from gun_detection.database import open_session
 from gun_detection.database.models import DatasetVersion, Evaluation, ModelVersion
 from gun_detection.datasets.checks import check_sample
 from gun_detection.datasets.groups import Split
@@ -35,12 +35,15 @@ def evaluate_version(
     dataset_id: str,
     settings: Settings,
     storage: Storage,
-    session: Session,
     split: Split = "holdout",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """The recorded evaluation of this model on this split, made now where there is none yet."""
-    dataset = session.get(DatasetVersion, dataset_id)
+    """The recorded evaluation of this model on this split, made now where there is none yet.
+
+    No transaction is open while the detector looks at the pictures, which can take hours.
+    """
+    with open_session(settings) as session:
+        dataset = session.get(DatasetVersion, dataset_id)
     if dataset is None:
         raise NotFoundError(
             f"there is no data set version {dataset_id!r}: see `gun-detection datasets`"
@@ -51,8 +54,7 @@ def evaluate_version(
         Evaluation.split == split,
         Evaluation.evaluator_version == EVALUATOR_VERSION,
     )
-    known = session.scalar(query)
-    if known is not None:
+    if (known := _find(query, settings)) is not None:
         logger.info("%s was evaluated on the %s of %s before", model.id, split, dataset_id[:12])
         return known
     manifest = load_manifest(storage, settings.data_bucket, dataset_id)
@@ -76,7 +78,7 @@ def evaluate_version(
         lambda index: load_labelled(whole, index).pixels,
         _notes(model, samples),
     )
-    if (known := session.scalar(query)) is not None:
+    if (known := _find(query, settings)) is not None:
         logger.info("%s was evaluated meanwhile by somebody else", model.id)
         return known
     prefix = f"evaluations/{model.id}/{dataset_id[:16]}-{split}-v{EVALUATOR_VERSION}"
@@ -99,17 +101,21 @@ def evaluate_version(
         report_key=key,
     )
     try:
-        with session.begin_nested():
+        with open_session(settings) as session:
             session.add(row)
-            session.flush()
     except IntegrityError:
-        known = session.scalar(query)
+        known = _find(query, settings)
         if known is None:
             raise
         logger.info("%s was evaluated meanwhile by somebody else", model.id)
         return known
     logger.info("%s on the %s: AP50 %s", model.id, split, metrics.ap50)
     return row
+
+
+def _find(query: Select[Evaluation], settings: Settings) -> Evaluation | None:
+    with open_session(settings) as session:
+        return session.scalar(query)
 
 
 def load_samples(evaluation: Evaluation, settings: Settings, storage: Storage) -> Samples:

@@ -2,10 +2,9 @@
 
 A package is accepted when its AP50 on the holdout and its recall at the threshold are at most so
 much below those of the reference, and its false marks at most so much above (`MARGIN` and the
-following). The reference saw the whole pictures, where the engine sees what scoring decodes for it.
-One that looks at few regions of a picture is tried first, then one that looks at as many as the
-reference. Its files are stored before its row, and with them what the engine finds in a few
-pictures, for other machines.
+following). One that looks at few regions of a picture is tried first, then one that looks at as
+many as the reference. Its files are stored before its row, and with them what the engine finds in a
+few pictures, for other machines.
 """
 
 import hashlib
@@ -22,11 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sqlalchemy import func, select
+from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 
+from gun_detection.database import open_session
 from gun_detection.database.models import EnginePackage, ModelVersion
 from gun_detection.datasets.cache import write_whole
 from gun_detection.datasets.groups import Split
@@ -96,7 +95,6 @@ def package(
     engine: str,
     settings: Settings,
     storage: Storage,
-    session: Session,
     progress: Progress = lambda done, total: None,
 ) -> EnginePackage:
     """Make the package of an engine and check it; its row replaces that of an earlier one.
@@ -104,18 +102,17 @@ def package(
     A refused package is a row with the reason, and no files. `progress` hears how many pictures of
     the holdout are done. Raises `SettingsError` for an engine that this machine cannot run.
     """
-    return _Packaging(version, settings, storage, session, progress).make(engine)
+    return _Packaging(version, settings, storage, progress).make(engine)
 
 
 def package_all(
     version: ModelVersion,
     settings: Settings,
     storage: Storage,
-    session: Session,
     progress: Progress = lambda done, total: None,
 ) -> list[EnginePackage]:
     """The packages of every engine that this machine can run, made anew."""
-    packaging = _Packaging(version, settings, storage, session, progress)
+    packaging = _Packaging(version, settings, storage, progress)
     return [packaging.make(engine) for engine in runnable(select_device(settings.device))]
 
 
@@ -135,12 +132,11 @@ class _Packaging:
         version: ModelVersion,
         settings: Settings,
         storage: Storage,
-        session: Session,
         progress: Progress,
     ) -> None:
         require_weights(version)
         self._version, self._settings, self._storage = version, settings, storage
-        self._session, self._progress = session, progress
+        self._progress = progress
 
     def make(self, engine: str) -> EnginePackage:
         require_runnable(engine)
@@ -217,7 +213,6 @@ class _Packaging:
             self._version.dataset_id,
             self._settings,
             self._storage,
-            self._session,
             progress=self._progress,
         )
         return load_samples(evaluation, self._settings, self._storage)
@@ -314,18 +309,15 @@ class _Packaging:
             **asdict(result),
         }
         statement = insert(EnginePackage).values(**values)
-        self._session.execute(
-            statement.on_conflict_do_update(
-                index_elements=["model_id", "engine"],
-                set_=values | {"created_at": func.now()},
-            )
+        statement = statement.on_conflict_do_update(
+            index_elements=["model_id", "engine"], set_=values | {"created_at": func.now()}
         )
+        # In a transaction of its own: what comes of another engine takes nothing back.
+        with open_session(self._settings) as session:
+            row = session.scalars(statement.returning(EnginePackage)).one()
         verdict = "accepted" if result.accepted else "refused"
         logger.info("%s for %s: %s, %s", engine, self._version.id, verdict, result.reason)
-        rows = select(EnginePackage).where(
-            EnginePackage.model_id == self._version.id, EnginePackage.engine == engine
-        )
-        return self._session.scalars(rows.execution_options(populate_existing=True)).one()
+        return row
 
 
 def drift(before: Sequence[Detections], after: Sequence[Detections]) -> tuple[float, float]:

@@ -116,9 +116,8 @@ def evaluate(
     with open_session(settings) as session:
         dataset_id = dataset_id or latest_dataset(session).id
         version = get_model(session, model)
-        storage = Storage(settings)
-        row = evaluate_version(version, dataset_id, settings, storage, session, split, progress)
-        return _evaluation(row, settings)
+    row = evaluate_version(version, dataset_id, settings, Storage(settings), split, progress)
+    return _evaluation(row, settings)
 
 
 def curve(settings: Settings, evaluation_id: int) -> list[Json]:
@@ -148,9 +147,7 @@ def compare(
     with open_session(settings) as session:
         dataset_id = dataset_id or latest_dataset(session).id
         versions = [get_model(session, name) for name in (first, second)]
-        rows = [
-            evaluate_version(v, dataset_id, settings, storage, session, split) for v in versions
-        ]
+    rows = [evaluate_version(v, dataset_id, settings, storage, split) for v in versions]
     samples = [load_samples(row, settings, storage).items for row in rows]
     thresholds = versions[0].threshold, versions[1].threshold
     differences = compare_samples(samples[0], samples[1], thresholds)
@@ -188,7 +185,7 @@ def threshold(
     with open_session(settings) as session:
         version = get_model(session, model)
         dataset_id = dataset_id or version.dataset_id or latest_dataset(session).id
-        row = evaluate_version(version, dataset_id, settings, storage, session, "validation")
+    row = evaluate_version(version, dataset_id, settings, storage, "validation")
     point = choose_threshold(load_samples(row, settings, storage).matched, target)
     return {
         "model_id": version.id,

@@ -55,15 +55,13 @@ def gate(
         dataset_id = dataset_id or latest_dataset(session).id
         model, champion = get_model(session, candidate), current_champion(session)
         require_weights(model)
-        versions = [version for version in (model, champion) if version is not None]
-        rows = [evaluate_version(v, dataset_id, settings, storage, session) for v in versions]
-        for other in rows[1:]:
-            require_same_data(rows[0], other)
-        measured = [
-            _measured(*both, settings, storage) for both in zip(versions, rows, strict=True)
-        ]
+    versions = [version for version in (model, champion) if version is not None]
+    rows = [evaluate_version(version, dataset_id, settings, storage) for version in versions]
+    for other in rows[1:]:
+        require_same_data(rows[0], other)
+    measured = [_measured(*both, settings, storage) for both in zip(versions, rows, strict=True)]
+    with open_session(settings) as session:
         unseen = look_closely(session, model, champion, dataset_id, settings, storage)
-    # Other processes see the evaluations from here on, and no transaction waits for the canary.
     canary = fly_canary(model.id, dataset_id, measured[0].samples, settings)
     case = Case(measured[0], measured[1] if champion else None, canary)
     verdicts = judge(case, rules)
@@ -235,29 +233,30 @@ def package(
 
     wanted = settings.engine if engine is None else engine
     with open_session(settings) as session:
-        version, storage = get_model(session, model), Storage(settings)
-        if wanted == "auto":
-            made = package_all(version, settings, storage, session, on_progress)
-        elif wanted == "eager":
-            made = []
-        else:
-            made = [make_one(version, wanted, settings, storage, session, on_progress)]
-        return {
-            "model_id": version.id,
-            "packages": [
-                {
-                    "engine": row.engine,
-                    "accepted": row.accepted,
-                    "ap50": row.ap50,
-                    "reference_ap50": row.reference_ap50,
-                    "times_reference": row.milliseconds / row.reference_milliseconds
-                    if row.milliseconds and row.reference_milliseconds
-                    else None,
-                    "reason": row.reason,
-                }
-                for row in made
-            ],
-        }
+        version = get_model(session, model)
+    storage = Storage(settings)
+    if wanted == "auto":
+        made = package_all(version, settings, storage, on_progress)
+    elif wanted == "eager":
+        made = []
+    else:
+        made = [make_one(version, wanted, settings, storage, on_progress)]
+    return {
+        "model_id": version.id,
+        "packages": [
+            {
+                "engine": row.engine,
+                "accepted": row.accepted,
+                "ap50": row.ap50,
+                "reference_ap50": row.reference_ap50,
+                "times_reference": row.milliseconds / row.reference_milliseconds
+                if row.milliseconds and row.reference_milliseconds
+                else None,
+                "reason": row.reason,
+            }
+            for row in made
+        ],
+    }
 
 
 def model_card(settings: Settings, model: str) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from gun_detection import stages
 from gun_detection.database import open_session
@@ -42,7 +42,7 @@ def test_two_at_once_are_one(
     def make() -> int:
         with open_session(settings) as session:
             model = get_model(session, model_id)
-            return evaluate_version(model, dataset, settings, storage, session).id
+        return evaluate_version(model, dataset, settings, storage).id
 
     def overtaken(function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -61,6 +61,33 @@ def test_two_at_once_are_one(
     assert [make()] == others
     with open_session(settings) as session:
         assert session.scalar(select(func.count(Evaluation.id))) == 1
+
+
+def test_no_transaction_waits_for_the_detector(
+    settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = stages.ingest("synthetic:40:5", settings)["dataset_id"]
+    with open_session(settings) as session:
+        model_id = publish(random_model(1), settings, storage, session).id
+    waiting = []
+    look = Predictor.__call__
+
+    def watched(predictor: Predictor, images: Any) -> Any:
+        with open_session(settings) as session:
+            waiting.append(session.scalar(text(_WAITING)))
+        return look(predictor, images)
+
+    monkeypatch.setattr(Predictor, "__call__", watched)
+    stages.evaluate(settings, model_id, dataset)
+    stages.compare(settings, model_id, model_id, dataset, "validation")
+    assert waiting
+    assert set(waiting) == {0}
+
+
+_WAITING = """
+    SELECT COUNT(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND state LIKE 'idle in transaction%'
+"""
 
 
 def voc(box: str, size: tuple[int, int]) -> str:
@@ -104,8 +131,7 @@ def test_what_is_measured_is_what_scoring_finds(
 ) -> None:
     version = version_of(tmp_path, lambda number: (4, 4), settings, storage)
     assert version.dataset_id is not None
-    with open_session(settings) as session:
-        row = evaluate_version(version, version.dataset_id, settings, storage, session)
+    row = evaluate_version(version, version.dataset_id, settings, storage)
     recorded = {item.name: item for item in load_samples(row, settings, storage).items}
     manifest = load_manifest(storage, settings.data_bucket, version.dataset_id)
     entries = {entry.name: entry for entry in manifest.split("holdout")}

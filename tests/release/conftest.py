@@ -98,8 +98,7 @@ def quick(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(version: ModelVersion, engine: str, settings: Settings, storage: Storage) -> EnginePackage:
-    with open_session(settings) as session:
-        return package(version, engine, settings, storage, session)
+    return package(version, engine, settings, storage)
 
 
 def change(settings: Settings, engine: str = F32, **values: Any) -> None:

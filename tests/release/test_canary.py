@@ -214,8 +214,7 @@ def test_large_pictures_are_looked_at_as_they_were_measured(
 ) -> None:
     version = version_of(tmp_path, lambda number: (4, 4), settings, storage)
     assert version.dataset_id is not None
-    with open_session(settings) as session:
-        row = evaluate_version(version, version.dataset_id, settings, storage, session)
+    row = evaluate_version(version, version.dataset_id, settings, storage)
     samples = load_samples(row, settings, storage).items
     flown = canary.fly_canary(version.id, version.dataset_id, samples, settings)
     assert flown.compared > 0

@@ -87,8 +87,7 @@ def test_a_package_that_finds_less_is_refused(
     version: ModelVersion, settings: Settings, storage: Storage
 ) -> None:
     assert version.dataset_id is not None
-    with open_session(settings) as session:
-        evaluation = evaluate_version(version, version.dataset_id, settings, storage, session)
+    evaluation = evaluate_version(version, version.dataset_id, settings, storage)
     samples = load_samples(evaluation, settings, storage)
     # As if the reference had found every gun.
     perfect = [
@@ -124,8 +123,7 @@ def test_every_engine_of_the_machine_and_each_once(
     version: ModelVersion, settings: Settings, storage: Storage
 ) -> None:
     heard = []
-    with open_session(settings) as session:
-        rows = package_all(version, settings, storage, session, lambda *now: heard.append(now))
+    rows = package_all(version, settings, storage, lambda *now: heard.append(now))
     make(version, F32, settings, storage)
     assert tuple(row.engine for row in rows) == runnable(torch.device("cpu"))
     with open_session(settings) as session:
@@ -142,12 +140,31 @@ def test_every_engine_of_the_machine_and_each_once(
 
 
 @pytest.mark.usefixtures("quick")
+def test_an_engine_that_breaks_takes_nothing_back(
+    version: ModelVersion, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = packaging._Packaging._build
+
+    def broken(self: packaging._Packaging, engine: str) -> dict[str, bytes]:
+        if engine != F32:
+            raise MemoryError
+        return build(self, engine)
+
+    monkeypatch.setattr(packaging._Packaging, "_build", broken)
+    monkeypatch.setattr(packaging, "runnable", lambda _: (F32, "openvino-bf16"))
+    monkeypatch.setattr(packaging, "require_runnable", lambda engine: None)
+    with pytest.raises(MemoryError):
+        package_all(version, settings, storage)
+    with open_session(settings) as session:
+        assert session.scalars(select(EnginePackage.engine)).all() == [F32]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_package_whose_scores_all_moved_is_refused(
     version: ModelVersion, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert version.dataset_id is not None
-    with open_session(settings) as session:
-        evaluation = evaluate_version(version, version.dataset_id, settings, storage, session)
+    evaluation = evaluate_version(version, version.dataset_id, settings, storage)
     truths = [
         item.matched.truth.astype(np.float32)
         for item in load_samples(evaluation, settings, storage).items
