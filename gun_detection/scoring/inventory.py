@@ -90,6 +90,20 @@ def read_inventory(
         yield from _read_table(storage, table, source)
 
 
+def locate(storage: Storage, uri: str) -> tuple[str, datetime | None]:
+    """What `read_inventory` reads for `uri`, and from when on its objects were listed, by the date
+    of its folder; None for what has no such folder.
+
+    A table that somebody made has no such date: that of its file says nothing of its rows.
+    """
+    place, key = parse_s3_uri(uri)
+    if not key.endswith(_TABLES) and not _is_manifest(key):
+        uri, *_ = _find_manifest(storage, place, key)
+        place, key = parse_s3_uri(uri)
+    match = _dated(key)
+    return uri, _date(match) if match else None
+
+
 def overdue(storage: Storage, uri: str, now: datetime) -> str | None:
     """That no inventory came lately below a prefix, and what to do; None where one did.
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from sqlalchemy import select, text
@@ -15,7 +15,7 @@ from gun_detection.database import open_engine, open_session
 from gun_detection.database.copying import copy_rows
 from gun_detection.database.models import SourceListing
 from gun_detection.errors import ServiceUnavailableError
-from gun_detection.scoring.inventory import read_inventory
+from gun_detection.scoring.inventory import locate, read_inventory
 from gun_detection.scoring.pending import judged_anew
 from gun_detection.scoring.sources import Source
 from gun_detection.settings import Settings
@@ -23,6 +23,8 @@ from gun_detection.storage import Storage, StoredObject
 
 logger = logging.getLogger(__name__)
 
+# So much younger may be what an inventory does not show yet: it is made over hours.
+_LAG = timedelta(days=1)
 # Rows of one transaction: large enough for COPY to pay, small enough for memory to stay flat.
 _CHUNK = 20_000
 _LOCK = 0x67756E6C
@@ -48,11 +50,15 @@ def note_uploads(source: Source, settings: Settings, storage: Storage, *, wait: 
     """
     counts = Listed()
     with _alone(source.bucket, settings, wait=wait):
-        began = datetime.now(UTC)
+        began, made_at = datetime.now(UTC), None
+        if source.inventory is not None:
+            where, made_at = locate(storage, source.inventory)
+            source = source.model_copy(update={"inventory": where})
         wanted = _wanted(_objects(source, settings, storage), source, counts)
         while chunk := list(islice(wanted, _CHUNK)):
             with open_session(settings) as session:
-                _note(session, source.bucket, chunk, counts, live=source.inventory is None)
+                live = source.inventory is None
+                _note(session, source.bucket, chunk, counts, live=live, made_at=made_at)
         if source.partitions is not None:
             _note_listing(source, began, settings)
     logger.info(
@@ -199,24 +205,33 @@ def _alone(bucket: str, settings: Settings, *, wait: bool) -> Iterator[None]:
 
 
 def _note(
-    session: Session, bucket: str, chunk: list[StoredObject], counts: Listed, *, live: bool
+    session: Session,
+    bucket: str,
+    chunk: list[StoredObject],
+    counts: Listed,
+    *,
+    live: bool,
+    made_at: datetime | None = None,
 ) -> None:
     """Bring the table up to what this part of a listing shows.
 
     What is not `live`, an inventory or an event, shows how things were at its time, and may come
-    late, or again: it changes nothing about what is known to be newer.
+    late, or again: it changes nothing about what is known to be newer. An inventory that was
+    `made_at` some time shows how things were then, however old its objects: a version may be gone
+    that lay over an older one, or a delete marker.
     """
     session.execute(_LISTED)
     columns = ("key", "etag", "size", "uploaded_at")
     rows = ((item.key, item.etag, item.size, item.last_modified) for item in chunk)
     copy_rows(session, "listed", columns, rows)
     session.execute(_SEEN, {"bucket": bucket})
+    shown = {"shown": made_at - _LAG if made_at is not None else None}
     if not live:
-        session.execute(_PASS_OVER_OLD)
+        session.execute(_PASS_OVER_OLD, shown)
     found = session.execute(_COUNTS).one()
-    for statement in (_SUPERSEDE, _NO_LONGER_PENDING, _INSERT, _RESTORE):
+    for statement in (_SEEN_LATER, _SUPERSEDE, _NO_LONGER_PENDING, _INSERT, _RESTORE):
         session.execute(statement, {"bucket": bucket} if statement is _INSERT else {})
-    there_again = session.execute(_THERE_AGAIN, {"live": live}).scalar_one()
+    there_again = session.execute(_THERE_AGAIN, {"live": live} | shown).scalar_one()
     counts.new += found.new
     counts.changed += found.changed
     counts.returned += found.returned + there_again
@@ -235,13 +250,13 @@ _LISTED = text(
 _SEEN = text(
     """
     CREATE TEMP TABLE seen ON COMMIT DROP AS
-    SELECT DISTINCT ON (l.key) l.*, c.id AS current_id,
+    SELECT DISTINCT ON (l.key) l.*, c.id AS current_id, c.uploaded_at AS known_at,
            CASE WHEN c.etag = l.etag THEN c.id ELSE (
                SELECT u.id FROM upload u
                WHERE u.bucket = :bucket AND u.key = l.key AND u.etag = l.etag
            ) END AS known_id
     FROM listed l LEFT JOIN LATERAL (
-        SELECT id, etag FROM upload
+        SELECT id, etag, uploaded_at FROM upload
         WHERE bucket = :bucket AND key = l.key AND current LIMIT 1
     ) c ON true
     ORDER BY l.key, l.uploaded_at DESC
@@ -250,9 +265,18 @@ _SEEN = text(
 
 _PASS_OVER_OLD = text(
     """
-    DELETE FROM seen s USING upload u
-    WHERE u.id = s.current_id AND s.known_id IS DISTINCT FROM s.current_id
-    AND s.uploaded_at < u.uploaded_at
+    DELETE FROM seen WHERE known_id IS DISTINCT FROM current_id
+    AND GREATEST(uploaded_at, CAST(:shown AS timestamptz)) < known_at
+    """
+)
+
+# The same bytes put once more: what was put between the two times, and is told of late, is old.
+_SEEN_LATER = text(
+    """
+    UPDATE upload SET uploaded_at = s.uploaded_at FROM seen s
+    WHERE s.known_id = upload.id AND id = ANY(ARRAY(
+        SELECT known_id FROM seen WHERE known_id = current_id AND uploaded_at > known_at
+    ))
     """
 )
 
@@ -320,7 +344,9 @@ _THERE_AGAIN = judged_anew(
     AND l.reason IN ('OBJECT_MISSING', 'OBJECT_CHANGED') AND NOT l.stale
     AND (CAST(:live AS boolean) OR EXISTS (
         SELECT FROM seen s
-        WHERE s.known_id = l.upload_id AND s.uploaded_at > l.created_at - interval '15 minutes'
+        WHERE s.known_id = l.upload_id
+        AND GREATEST(s.uploaded_at, CAST(:shown AS timestamptz))
+            > l.created_at - interval '15 minutes'
     ))
     """
 )

@@ -34,7 +34,7 @@ from gun_detection.images import DOUBTFUL, DecodedImage, DecoderPool
 from gun_detection.scoring.budget import Budget
 from gun_detection.scoring.delivery import UNREADABLE, Delivery, Reads
 from gun_detection.scoring.flow import BATCH, in_batches, in_threads
-from gun_detection.scoring.leases import Item, Lease, finish_shard, suspect
+from gun_detection.scoring.leases import Item, Lease, finish_shard, renew, suspect
 from gun_detection.scoring.ledger import Outcome, earlier_outcomes, write_outcomes
 from gun_detection.scoring.stats import Meter
 from gun_detection.settings import Settings
@@ -50,6 +50,8 @@ _SMALL = (32, 32)
 # Batches for each stream of the engine whose pictures are at hand: of several shapes, so that those
 # of one shape fill a batch.
 _QUEUED = 4
+# Signs of life in the time of a lease, where nothing is written.
+_SIGNS = 10
 # How long a database that is away is waited for with results in hand.
 _WRITE_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
@@ -71,7 +73,7 @@ def score_shard(
     if lease.condemned is not None:
         writer.write([_condemn(lease.condemned, settings, reader)])
     with ExitStack() as stack:
-        worker = _Worker(lease, engine, settings, reader, meter, stack)
+        worker = _Worker(lease, engine, settings, reader, meter, stack, writer.go_on)
         items = iter(lease.items)
         if lease.careful:
             for item in islice(items, _CAREFUL):
@@ -119,6 +121,7 @@ class _Writer:
         self._on_progress = on_progress
         self._done = 0
         self._total = len(lease.items) + (lease.condemned is not None)
+        self._heard, self._lock = time.monotonic(), threading.Lock()
 
     def write(self, outcomes: list[Outcome]) -> None:
         with self._meter.stage("write"):
@@ -130,6 +133,23 @@ class _Writer:
         )
         self._done += len(outcomes)
         self._on_progress(self._done, self._total)
+
+    def go_on(self) -> None:
+        """Say that the work goes on, and renew the lease, where nothing is written for a while.
+
+        Objects that a server fails to deliver, one after another, can take longer than a lease.
+        Called by many threads.
+        """
+        with self._lock:
+            if time.monotonic() - self._heard < self._settings.shard_lease_seconds / _SIGNS:
+                return
+            self._heard = time.monotonic()
+        self._on_progress(self._done, self._total)
+        try:
+            with open_session(self._settings) as session:
+                renew(session, self._lease, self._settings)
+        except ServiceUnavailableError as error:
+            logger.warning("%s; the lease is renewed later", error.message)
 
     def _write(self, outcomes: list[Outcome]) -> None:
         for pause in _WRITE_PAUSES:
@@ -154,8 +174,10 @@ class _Worker:
         reader: Reads,
         meter: Meter,
         stack: ExitStack,
+        go_on: Callable[[], None],
     ) -> None:
         self._lease, self._engine, self._settings = lease, engine, settings
+        self._go_on = go_on
         self._delivery, self._meter = Delivery(lease, settings, reader), meter
         decoders = max(2, cores())
         self.threads = settings.readers + decoders + _QUEUED * engine.streams * engine.batch
@@ -196,6 +218,7 @@ class _Worker:
                 self.unread.append(item)
             if self._delivery.doubtful and not self._delivery.goes_on(time.monotonic()):
                 raise failed.error from None
+            self._go_on()
             return None
 
     def outcome_at_last(self, item: Item) -> Outcome:

@@ -1,8 +1,10 @@
 """A server that does not give out some objects keeps none of the others waiting."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,7 +111,7 @@ def test_whether_a_server_went_away_is_asked_once(
                 return super().get(bucket, key, **options)
             delivered.wait(60)
             # Many threads fail at the same time.
-            time.sleep(0.2)
+            time.sleep(0.4)
             raise AWAY
 
     upload(storage, settings, **{f"b{number:02}": picture(number) for number in range(40)})
@@ -220,3 +222,35 @@ def test_a_server_that_goes_away_at_the_end_blames_no_object(
     give_up(lease, settings)
     score_all(made, settings, storage, engine)
     assert list(outcomes(settings).values()) == ["scored"] * 9
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_objects_that_fail_slowly_do_not_look_like_a_worker_that_hangs(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage, careful: bool
+) -> None:
+    short = settings.model_copy(update={"readers": 1, "shard_lease_seconds": 3})
+    held, heard = [], []
+
+    class Slow(Refusing):
+        def get(self, bucket: str, key: str, **options: Any) -> bytes:
+            if key.startswith("bad"):
+                time.sleep(0.4)
+                held.extend(rows(settings, "SELECT lease_until > clock_timestamp() FROM shard"))
+            return super().get(bucket, key, **options)
+
+    bad = [f"bad{number}" for number in range(9)]
+    upload(storage, settings, a=picture(), **{name: picture(1 + n) for n, name in enumerate(bad)})
+    [shard] = plan().shard_ids
+    lease = replace(claim_shard(shard, short), careful=careful)
+    reader = Slow(settings, AWAY, {f"{name}.jpg" for name in bad})
+
+    def progress(done: int, total: int) -> None:
+        heard.append((time.monotonic(), done))
+
+    began = time.monotonic()
+    score_shard(lease, engine, short, reader, progress)
+    assert set(held) == {(True,)}
+    moments = [began, *(moment for moment, _ in heard)]
+    assert max(after - before for before, after in itertools.pairwise(moments)) < 3
+    assert heard[-1][1] == 10
+    assert outcomes(settings) == {"a": "scored"} | dict.fromkeys(bad, "UNREADABLE")

@@ -14,12 +14,19 @@ from urllib.parse import quote_plus
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import text
 
 from gun_detection import stages
+from gun_detection.database import open_session
 from gun_detection.errors import GunDetectionError, NotFoundError, SettingsError, TerminalError
 from gun_detection.scoring.inventory import overdue, read_inventory
+from gun_detection.scoring.listing import Listed, note_objects, note_uploads
+from gun_detection.scoring.plan import Plan
+from gun_detection.scoring.sources import Source
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage, StoredObject
+from tests.scoring.conftest import outcomes, picture, score_all
+from tests.scoring.simulated import Simulated
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 ETAG = "0123456789abcdef0123456789abcdef"
@@ -47,12 +54,12 @@ def row(key: str, **other: Any) -> dict[str, Any]:
 
 def as_csv(rows: list[dict[str, Any]], fields: list[str]) -> bytes:
     """As AWS writes it: everything in quotes, without a header, keys encoded, packed."""
-    text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    packed = io.StringIO()
+    writer = csv.writer(packed, quoting=csv.QUOTE_ALL, lineterminator="\n")
     for values in rows:
         shown = values | {"Key": quote_plus(values["Key"])}
         writer.writerow([_shown(shown[name]) for name in fields])
-    return gzip.compress(text.getvalue().encode())
+    return gzip.compress(packed.getvalue().encode())
 
 
 def _shown(value: Any) -> str:
@@ -390,3 +397,54 @@ def test_nothing_stays_on_the_disk_when_reading_stops(
     assert set(tmp_path.iterdir()) != before
     listed.close()
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("gone", ["a delete marker", "a version"])
+def test_a_later_inventory_shows_what_is_there_again_however_old_it_is(
+    gone: str,
+    plan: Callable[..., Plan],
+    publish: Publish,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+) -> None:
+    data, now, bucket = picture(), datetime.now(UTC), settings.uploads_bucket
+    etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    put_at = now - timedelta(days=3)
+
+    def inventory(after: timedelta) -> Listed:
+        rows = [row("a.jpg", Size=len(data), ETag=etag, LastModifiedDate=put_at)]
+        date = (now + after).strftime("%Y-%m-%dT%H-00Z")
+        uri = publish(rows, source=bucket, date=date).removesuffix(f"{date}/manifest.json")
+        return note_uploads(Source(bucket=bucket, inventory=uri), settings, storage, wait=True)
+
+    assert inventory(-timedelta(days=1)).new == 1
+    if gone == "a version":
+        newer = StoredObject(bucket, "a.jpg", 5, "1" * 32, now - timedelta(hours=30))
+        assert note_objects(bucket, [newer], settings).changed == 1
+    # Nothing is in the bucket yet.
+    score_all(plan(listing=False), settings, storage, engine)
+    assert outcomes(settings) == {"a": "OBJECT_MISSING"}
+    storage.put(bucket, "a.jpg", data)
+    # Made a while after, which may still show how it was before.
+    taken_up = {"a version": "changed", "a delete marker": "returned"}[gone]
+    early, late = timedelta(hours=-12), timedelta(hours=26)
+    assert [getattr(inventory(after), taken_up) for after in (early, late, late)] == [0, 1, 0]
+    score_all(plan(listing=False), settings, storage, engine)
+    with open_session(settings) as session:
+        current = (
+            "SELECT l.outcome FROM upload u JOIN ledger l ON l.upload_id = u.id WHERE u.current"
+        )
+        assert session.scalars(text(current)).all() == ["scored"]
+
+
+def test_a_version_between_two_times_of_another_is_old(settings: Settings) -> None:
+    bucket = settings.uploads_bucket
+    first = StoredObject(bucket, "a", 1, "a", NOON)
+    between = StoredObject(bucket, "a", 1, "b", NOON + timedelta(hours=1))
+    again = StoredObject(bucket, "a", 1, "a", NOON + timedelta(hours=2))
+    for item in (first, again, between):
+        note_objects(bucket, [item], settings)
+    with open_session(settings) as session:
+        uploads = session.execute(text("SELECT etag, current FROM upload")).all()
+    assert [tuple(upload) for upload in uploads] == [("a", True)]
