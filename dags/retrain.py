@@ -9,6 +9,8 @@ from orchestration import (
     CHAMPION,
     COMMENT,
     DEFAULT_ARGS,
+    LEARNING_DEADLINE,
+    LONGEST_HOURS,
     SCORING_QUEUE,
     TELL,
     TRAINING_DATA,
@@ -21,6 +23,7 @@ from orchestration import (
     progress_log,
 )
 
+_LONGEST = timedelta(hours=LONGEST_HOURS)
 DOC = """
 ### Train, evaluate, gate, approve, promote
 
@@ -45,6 +48,7 @@ button of **train** the curves.
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
     on_failure_callback=TELL,
+    deadline=LEARNING_DEADLINE,
     tags=["gun-detection", "training"],
     doc_md=DOC,
     params={
@@ -118,7 +122,11 @@ def retrain() -> None:
         assert params is not None
         try:
             need = stages.check_need(
-                load_settings(), params["dataset_id"], params["preset"], params["overrides"]
+                load_settings(),
+                params["dataset_id"],
+                params["preset"],
+                params["overrides"],
+                params["policy"],
             )
         except NotFoundError as error:
             # The nights before the first data came are no failures.
@@ -130,7 +138,7 @@ def retrain() -> None:
             raise AirflowSkipException(need["reason"])
         return need
 
-    @task(pool="gpu", queue="gpu", execution_timeout=timedelta(hours=24))
+    @task(pool="gpu", queue="gpu", execution_timeout=_LONGEST)
     def train(
         need: dict[str, Any], params: dict[str, Any] | None = None, ti: Any = None
     ) -> dict[str, Any]:
@@ -157,7 +165,7 @@ def retrain() -> None:
             resume=not params["force"] or ti.try_number > 1,
         )
 
-    @task(pool="gpu", queue="gpu")
+    @task(pool="gpu", queue="gpu", execution_timeout=_LONGEST)
     def evaluate_candidate(trained: dict[str, Any]) -> dict[str, Any]:
         """Measure the candidate on the frozen holdout."""
         from gun_detection import stages
@@ -165,7 +173,7 @@ def retrain() -> None:
 
         return stages.evaluate(load_settings(), trained["model_id"], trained["dataset_id"])
 
-    @task(pool="gpu", queue="gpu")
+    @task(pool="gpu", queue="gpu", execution_timeout=_LONGEST)
     def evaluate_champion(trained: dict[str, Any]) -> dict[str, Any]:
         """Measure the champion on the same holdout; skipped where there is none yet."""
         from airflow.sdk.exceptions import AirflowSkipException
@@ -185,6 +193,7 @@ def retrain() -> None:
     @task(
         pool="gpu",
         queue="gpu",
+        execution_timeout=_LONGEST,
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         on_success_callback=Announcement("rejected", "gate"),
     )
@@ -233,7 +242,7 @@ def retrain() -> None:
         return promoted
 
     # It makes what the machine that it runs on can use: it has to be one that scores.
-    @task(pool="gpu", queue=SCORING_QUEUE)
+    @task(pool="gpu", queue=SCORING_QUEUE, execution_timeout=_LONGEST)
     def package(promoted: dict[str, Any]) -> dict[str, Any]:
         """Make the champion ready for the fast engines; one that finds less is refused."""
         from gun_detection import stages

@@ -57,6 +57,8 @@ print(json.dumps({{
             "pools": {{t.task_id: t.pool for t in dag.tasks}},
             "queues": {{t.task_id: t.queue for t in dag.tasks}},
             "tasks_at_once": dag.max_active_tasks,
+            "late": [alert.interval.total_seconds() / 3600 for alert in dag.deadline or []],
+            "limited": [t.task_id for t in dag.tasks if t.execution_timeout],
         }} for dag in bag.dags.values()
     }},
 }}))
@@ -118,6 +120,26 @@ def test_as_many_shards_at_once_as_the_setting_says() -> None:
     assert dags(SCORING_TASKS="40")["dags"]["score_uploads"]["tasks_at_once"] == 40
 
 
+def test_a_run_that_hangs_is_told_of() -> None:
+    found = dags()["dags"]
+    for dag_id in ("score_uploads", "rescore_uploads", "ingest_dataset"):
+        assert found[dag_id]["late"] == [6]
+    learning = found["retrain"]
+    assert learning["late"] == [24 + 24 + 6]
+    assert {task for task, pool in learning["pools"].items() if pool == "gpu"} == set(
+        learning["limited"]
+    )
+    never = dags(LATE_HOURS="0")["dags"]
+    assert not any(dag["late"] for dag in never.values())
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300", "-1", "soon"])
+def test_a_wrong_number_leaves_the_dags_to_tell_of_it(value: str) -> None:
+    found = dags(LATE_HOURS=value, APPROVAL_HOURS=value)
+    assert found["errors"] == {}
+    assert found["dags"]["retrain"]["late"] == [24 + 24 + 6]
+
+
 _FIRST_RUNS = """
 import json, sys, warnings
 from datetime import timedelta
@@ -159,7 +181,7 @@ warnings.simplefilter("ignore")
 sys.path.insert(0, {folder!r})
 from airflow.dag_processing.dagbag import DagBag
 task = DagBag({folder!r}).dags["retrain"].get_task("check_need")
-params = {{"dataset_id": None, "preset": None, "overrides": {{}}, "force": False}}
+params = {{"dataset_id": None, "preset": None, "overrides": {{}}, "force": False, "policy": None}}
 task.python_callable(params, dag_run=types.SimpleNamespace(run_type=sys.argv[1]))
 """
 

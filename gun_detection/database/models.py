@@ -350,3 +350,15 @@ class UploadWatch(Base):
     __tablename__ = "upload_watch"
     bucket: Mapped[str] = mapped_column(primary_key=True)
     upload_id: Mapped[int] = mapped_column(BigInteger)
+
+
+class SourceLook(Base):
+    """When the watcher of uploads last looked at a source, and why the last look failed, if it did.
+
+    The view `unseen_sources` has those whose new uploads nobody sees.
+    """
+
+    __tablename__ = "source_look"
+    source: Mapped[str] = mapped_column(primary_key=True)
+    looked_at: Mapped[datetime | None]
+    message: Mapped[str | None]

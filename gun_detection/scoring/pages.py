@@ -30,13 +30,14 @@ _TEMPLATES.filters |= {"duration": duration}
 
 
 def scoring_page(session: Session) -> str:
-    """Freshness, the last runs, and the quarantine of all of them."""
+    """Freshness, sources that nobody sees, the last runs, and the quarantine of all of them."""
     fresh = _rows(session, "SELECT * FROM scoring_freshness ORDER BY oldest_seconds DESC, bucket")
     quarantine = _rows(session, _QUARANTINE, newest=_NEWEST)
     return _TEMPLATES.get_template("scoring.html").render(
         fresh=fresh,
         unscored=sum(row.unscored for row in fresh),
         late=bool(fresh) and fresh[0].oldest_seconds > _LATE,
+        unseen=_rows(session, "SELECT * FROM unseen_sources ORDER BY source"),
         runs=_rows(session, _LAST_RUNS, limit=_RUNS),
         reasons=[(row.reason, row.total) for row in quarantine if row.first],
         newest=[row for row in quarantine if row.place <= _NEWEST],

@@ -46,10 +46,14 @@ def look(settings: Settings) -> News | None:
     storage = Storage(settings)
     watched = [s for s in load_sources(settings) if s.queue or (s.watch and s.inventory is None)]
     queues: set[str] = set()
+    # Why a look failed, by what was looked at.
+    looked: dict[str, str | None] = {}
     more = False
     for source in watched:
         if source.queue in queues:
             continue
+        place = source.queue or f"s3://{source.bucket}/{source.prefix}"
+        looked[place] = None
         try:
             if source.queue is not None:
                 queues.add(source.queue)
@@ -60,11 +64,17 @@ def look(settings: Settings) -> News | None:
         except GunDetectionError as error:
             # One bucket that is away must not hide the uploads of the others; and who lists it
             # at this moment notes what is there.
-            level = logging.DEBUG if error.reason == "LISTING_HELD" else logging.WARNING
-            logger.log(level, "looking for uploads in %s: %s", source.bucket, error.message)
-        except Exception:
+            if error.reason != "LISTING_HELD":
+                logger.warning("looking for uploads in %s: %s", source.bucket, error.message)
+                looked[place] = error.message
+        except Exception as error:
             logger.exception("looking for uploads in %s", source.bucket)
+            looked[place] = repr(error)
     with open_session(settings) as session:
+        session.execute(text(_NO_LONGER_WATCHED), {"places": list(looked)})
+        if looked:
+            places = [{"source": place, "message": why} for place, why in sorted(looked.items())]
+            session.execute(text(_LOOKED), places)
         rows = session.execute(text(_UNTOLD), {"buckets": [s.bucket for s in watched]}).all()
     if not rows and not more:
         return None
@@ -106,6 +116,14 @@ def told(news: News, settings: Settings) -> None:
                 )
             )
 
+
+_NO_LONGER_WATCHED = "DELETE FROM source_look WHERE NOT source = ANY(CAST(:places AS text[]))"
+_LOOKED = """
+    INSERT INTO source_look AS s (source, looked_at, message)
+    VALUES (:source, CASE WHEN CAST(:message AS text) IS NULL THEN now() END, :message)
+    ON CONFLICT (source) DO UPDATE SET
+        looked_at = COALESCE(excluded.looked_at, s.looked_at), message = excluded.message
+"""
 
 # What a run has taken on already is no news. Grouping takes them out in one pass, whatever
 # PostgreSQL expects: NOT IN, and a join, may go through all of the ids for each upload.

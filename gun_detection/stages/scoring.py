@@ -5,7 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
 from gun_detection.database import open_session
+from gun_detection.database.models import ModelVersion, Promotion, SourceLook
+from gun_detection.errors import ReleaseError
 from gun_detection.scoring.words import run_text, survey_text
 from gun_detection.settings import Settings
 from gun_detection.stages.links import run_url
@@ -37,6 +42,10 @@ def survey_uploads(
     sources = choose_sources(load_sources(settings), settings, bucket, prefix)
     with open_session(settings) as session:
         version = get_model(session, model)
+        _require_former_champion(session, version)
+        if not settings.watch_seconds:
+            # Nobody is to look between the nights.
+            session.execute(delete(SourceLook))
     storage = Storage(settings)
     silent = find_silent(sources, settings, storage) if listing and kind == "new" else {}
     found = asdict(survey(kind, version, sources, settings, storage, prefix or "", listing=listing))
@@ -47,6 +56,17 @@ def survey_uploads(
         "confirm_images": settings.confirm_images,
         "confirm_minutes": settings.confirm_minutes,
     }
+
+
+def _require_former_champion(session: Session, version: ModelVersion) -> None:
+    """Raise `ReleaseError` where what a model finds would stand for what a champion found."""
+    found = select(Promotion.id).where(Promotion.model_id == version.id).limit(1)
+    if session.scalar(found) is None:
+        raise ReleaseError(
+            f"{version.id} never was champion, and what it finds in uploads would be shown as what "
+            "a champion found: look at pictures with `gun-detection predict --model "
+            f"{version.id}`, or promote it first"
+        )
 
 
 def plan_scoring(

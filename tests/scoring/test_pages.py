@@ -69,6 +69,23 @@ def cells(page: str, first: str) -> list[str]:
     return row
 
 
+def test_sources_that_nobody_sees_are_told_of(settings: Settings) -> None:
+    change(
+        settings,
+        "INSERT INTO source_look (source, looked_at, message) VALUES "
+        "('s3://a/', now() - interval '3 h', 'access is denied: <b>'), ('s3://b/', NULL, 'gone'), "
+        "('s3://c/', now() - interval '2 h', NULL), ('s3://d/', now(), NULL)",
+    )
+    page = overview(settings)
+    told = re.findall(r"New uploads are not seen</strong> in (\S+?),? ", page)
+    assert told == ["s3://a/", "s3://b/", "s3://c/"]
+    assert "access is denied: &lt;b&gt;" in page
+    assert "3 h" in page
+    assert "could never be looked at" in page
+    assert "see whether Airflow&#39;s triggerer runs" in page or "Airflow's triggerer runs" in page
+    assert 'class="good">Every upload' not in page
+
+
 def test_an_empty_database_has_pages(settings: Settings) -> None:
     page = overview(settings)
     assert "nothing waits" in page

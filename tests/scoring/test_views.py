@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion
 from gun_detection.detector.detections import Detections
-from gun_detection.errors import TerminalError
+from gun_detection.errors import ReleaseError, TerminalError
 from gun_detection.release.champion import promote, rollback
 from gun_detection.scoring.plan import Plan
 from gun_detection.scoring.runs import finish_run
@@ -167,3 +168,15 @@ def test_what_waited_to_be_judged_anew_is_when_its_model_is_champion_again(
     view = "SELECT DISTINCT outcome, by_champion FROM current_outcomes"
     assert rows(settings, view) == [("scored", True)]
     assert plan(kind="rescore").planned == 0
+
+
+def test_what_never_was_champion_scores_no_uploads(
+    champion: ModelVersion, settings: Settings, storage: Storage
+) -> None:
+    with open_session(settings) as session:
+        candidate = model_row(session, 2)
+    with pytest.raises(ReleaseError, match="never was champion"):
+        stages.survey_uploads(settings, model=candidate.id)
+    stages.survey_uploads(settings, model=champion.id)
+    champion_after(settings)
+    assert stages.survey_uploads(settings, "rescore", model=champion.id)["planned"] == 0

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.scoring import watch
 from gun_detection.scoring.plan import Plan
 from gun_detection.scoring.watch import News, look, told
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
-from tests.scoring.conftest import picture, rows, score_all, upload, waiting
+from tests.scoring.conftest import champion_after, picture, rows, score_all, upload, waiting
 from tests.scoring.simulated import Simulated
 
 
@@ -111,6 +112,32 @@ def test_a_bucket_that_is_away_hides_no_other(
     path.write_text(f"buckets: [{{bucket: gone}}, {{bucket: {settings.uploads_bucket}}}]")
     assert waiting(settings.model_copy(update={"sources_file": path})) == 1
     assert "looking for uploads in gone" in caplog.text
+
+
+def test_a_source_that_cannot_be_looked_at_is_known_to_be_unseen(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    unseen = "SELECT source, looked_at IS NULL, message IS NULL FROM unseen_sources ORDER BY 1"
+    path = tmp_path / "sources.yaml"
+    path.write_text(
+        f"buckets: [{{bucket: gone, prefix: a/}}, {{bucket: {settings.uploads_bucket}}}]"
+    )
+    both = settings.model_copy(update={"sources_file": path})
+    look(both)
+    assert rows(settings, unseen) == [("s3://gone/a/", True, False)]
+    storage.ensure_bucket("gone")
+    look(both)
+    assert rows(settings, unseen) == []
+    with open_session(settings) as session:
+        session.execute(text("UPDATE source_look SET looked_at = now() - interval '2 h'"))
+    assert [row[1:] for row in rows(settings, unseen)] == [(False, True)] * 2
+    look(settings)
+    assert rows(settings, unseen) == [], "one is not watched any more"
+    with open_session(settings) as session:
+        session.execute(text("UPDATE source_look SET looked_at = now() - interval '2 h'"))
+    champion_after(settings)
+    stages.survey_uploads(settings.model_copy(update={"watch_seconds": 0.0}))
+    assert rows(settings, unseen) == [], "none is, as it was set"
 
 
 def test_a_source_can_be_left_unwatched(
