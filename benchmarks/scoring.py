@@ -65,6 +65,7 @@ from gun_detection.detector.running import runnable
 from gun_detection.detector.weights import config_of, deserialize
 from gun_detection.evaluation.matching import Boxes, match_all
 from gun_detection.evaluation.metrics import average_precision
+from gun_detection.release.champion import promote
 from gun_detection.release.packages import detector_file, package_key
 from gun_detection.release.packaging import FEW_PROPOSALS, MARGIN, toolchain
 from gun_detection.release.registry import NewModel, publish
@@ -431,6 +432,7 @@ def _publish(
                     toolchain=toolchain(),
                 )
             )
+        promote(session, name, actor="benchmark", reason="only a champion scores uploads")
     return name
 
 
