@@ -30,6 +30,8 @@ def examine(settings: Settings) -> list[Check]:
         _check("database", lambda: _database(settings)),
         _check("storage", lambda: _storage(settings)),
         _check("uploads", lambda: _uploads(settings)),
+        _check("policy", lambda: _policy(settings)),
+        _check("recipe", lambda: _recipe(settings)),
         _check("detector", _detector),
         _check("disk", lambda: _disk(settings)),
     ]
@@ -72,6 +74,21 @@ def _uploads(settings: Settings) -> str:
             reason="BUCKET_MISSING",
         )
     return f"in {', '.join(buckets)}"
+
+
+def _policy(settings: Settings) -> str:
+    from gun_detection.release.policy import load_policy
+
+    policy = load_policy(settings.gate_policy)
+    return f"the gate judges by {policy.name}, {len(policy.rules)} rules"
+
+
+def _recipe(settings: Settings) -> str:
+    from gun_detection.training.config import resolve_config
+
+    config = resolve_config(settings)
+    network, weights = config.detector.architecture, config.initial_weights
+    return f"{settings.training_preset}: {network} that starts from {weights}"
 
 
 def _detector() -> str:

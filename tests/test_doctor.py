@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from gun_detection.doctor import Check, examine
+from gun_detection.release.policy import NAMES
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
+from gun_detection.training.config import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -24,18 +26,29 @@ def test_what_is_wrong_hides_no_other_check_and_shows_no_password(
     (tmp_path / "file").touch()
     monkeypatch.setitem(sys.modules, "torch", None)
     settings = Settings.model_validate(
-        {"database_url": url, "s3_endpoint_url": "localhost:8333", "home": tmp_path / "file" / "x"}
+        {
+            "database_url": url,
+            "s3_endpoint_url": "localhost:8333",
+            "home": tmp_path / "file" / "x",
+            "gate_policy": "standart",
+            "training_preset": "fast",
+        }
     )
     checks = examine(settings)
-    names = ["database", "storage", "uploads", "detector", "disk"]
+    names = ["database", "storage", "uploads", "policy", "recipe", "detector", "disk"]
     assert [check.check for check in checks] == names
     assert not any(check.ok for check in checks)
     details = [check.detail for check in checks]
-    for part, whole in zip(
-        (detail, "localhost:8333", "localhost:8333", "ModuleNotFoundError", "NotADirectoryError"),
-        details,
-        strict=True,
-    ):
+    said = (
+        detail,
+        "localhost:8333",
+        "localhost:8333",
+        f"no gate policy 'standart': choose from {', '.join(NAMES)}",
+        f"unknown training preset 'fast': choose from {', '.join(PRESETS)}",
+        "ModuleNotFoundError",
+        "NotADirectoryError",
+    )
+    for part, whole in zip(said, details, strict=True):
         assert part in whole
     assert "hidden" not in "".join(details)
 

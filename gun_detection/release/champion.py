@@ -64,6 +64,11 @@ def current_champion(session: Session) -> ModelVersion | None:
     return session.scalar(select(ModelVersion).where(ModelVersion.id == last))
 
 
+def policy_name(decision: GateDecision) -> str:
+    """Of the rules that it was made by."""
+    return str((decision.policy or {}).get("name", "unknown"))
+
+
 def promote(
     session: Session,
     model_id: str,
@@ -75,8 +80,9 @@ def promote(
     """Make a version champion, by one more row; promoting the champion again adds none.
 
     With a gate decision it must have passed, be about this model, not have been refused by a
-    person, and have compared the model with the present champion: another may have been promoted
-    since. Raises `ReleaseError`, and `ServiceUnavailableError` while another promotion is made.
+    person or followed by one that did not pass, and have compared the model with the present
+    champion: another may have been promoted since. Raises `ReleaseError`, and
+    `ServiceUnavailableError` while another promotion is made.
     """
     take_turn(session)
     model = get_model(session, model_id)
@@ -97,6 +103,14 @@ def promote(
                 f"{refused.actor} refused gate decision {decision.id}: run the gate again, "
                 "or promote with --force and a reason"
             )
+        rejected = _rejected_since(session, decision)
+        if rejected is not None and champion_id != model.id:
+            raise ReleaseError(
+                f"gate decision {rejected.id}, by the policy {policy_name(rejected)}, rejected "
+                f"{model.id} after decision {decision.id} let it through: run the gate again, or "
+                "promote with --force and a reason",
+                reason="GATE_NOT_PASSED",
+            )
         if decision.champion_id != champion_id and champion_id != model.id:
             raise ReleaseError(
                 f"the champion is {champion_id} by now, and {model.id} was compared with "
@@ -114,6 +128,20 @@ def promote(
         assert last is not None
         return last
     return _append(session, model.id, champion_id, "promote", actor, reason, decision)
+
+
+def _rejected_since(session: Session, decision: GateDecision) -> GateDecision | None:
+    """The last decision on the same model after this one that did not pass, if there is one."""
+    return session.scalar(
+        select(GateDecision)
+        .where(
+            GateDecision.candidate_id == decision.candidate_id,
+            GateDecision.id > decision.id,
+            GateDecision.passed.is_(False),
+        )
+        .order_by(GateDecision.id.desc())
+        .limit(1)
+    )
 
 
 def _carried_out(session: Session, decision: GateDecision) -> bool:
@@ -213,7 +241,8 @@ def _append(
     )
     session.add(row)
     session.flush()
-    logger.info("%s: %s after %s, by %s", kind, model_id, previous_id, actor)
+    passed = f", which passed the policy {policy_name(decision)}" if decision else ""
+    logger.info("%s: %s after %s, by %s%s", kind, model_id, previous_id, actor, passed)
     return row
 
 

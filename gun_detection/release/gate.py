@@ -51,11 +51,13 @@ def caution(
     settings: Settings,
     storage: Storage,
 ) -> str | None:
-    """What no rule sees and a person should know before this champion is replaced, or None."""
-    if champion is None or champion.id == candidate.id:
+    """What no rule sees and a person should know before this candidate is champion, or None."""
+    if champion is not None and champion.id == candidate.id:
         return None
-    changed = _holdout_changed(session, champion, dataset_id, settings, storage)
-    return "; ".join(filter(None, [changed, _rolled_back(session, candidate)])) or None
+    said = [_rolled_back(session, candidate), _refused(session, candidate)]
+    if champion is not None:
+        said.insert(0, _holdout_changed(session, champion, dataset_id, settings, storage))
+    return "; ".join(filter(None, said)) or None
 
 
 def open_questions(verdicts: Sequence[Verdict]) -> str | None:
@@ -149,6 +151,26 @@ def _rolled_back(session: Session, candidate: ModelVersion) -> str | None:
     )
 
 
+def _refused(session: Session, candidate: ModelVersion) -> str | None:
+    """Who refused this model last, when and why."""
+    row = _last_refusal(session, candidate.id)
+    if row is None:
+        return None
+    said = f"{candidate.id} was refused on {row.created_at:%Y-%m-%d} by {row.actor}"
+    return f"{said}: {row.comment}" if row.comment else said
+
+
+def _last_refusal(session: Session, candidate_id: str) -> Approval | None:
+    """Of any decision on this model: who looks at it again by hand takes nothing back."""
+    return session.scalar(
+        select(Approval)
+        .join(GateDecision, GateDecision.id == Approval.gate_decision_id)
+        .where(GateDecision.candidate_id == candidate_id, Approval.approved.is_(False))
+        .order_by(Approval.id.desc())
+        .limit(1)
+    )
+
+
 def judge(case: Case, policy: Policy) -> list[Verdict]:
     """What each rule of the policy says, in its order; a trade is left to a person."""
     return _open_trade(policy.rules, [rule.judge(case) for rule in policy.rules])
@@ -235,15 +257,21 @@ def explain(decision: GateDecision) -> str:
 def why_again(session: Session, decision: GateDecision) -> str | None:
     """Why a candidate whose last decision this is should be judged once more, or None.
 
-    Not so what ever was champion, and what people refused or keep for themselves.
+    Not so what ever was champion, and what people refused or kept for themselves at any time.
     """
     candidate, champion = decision.candidate_id, current_champion(session)
     ever = select(Promotion.id).where(Promotion.model_id == candidate).limit(1)
-    refused = select(Approval.id).where(
-        Approval.gate_decision_id == decision.id, Approval.approved.is_(False)
+    by_hand = (
+        select(GateDecision.id)
+        .where(
+            GateDecision.candidate_id == candidate,
+            GateDecision.policy["promotion"].astext == "manual",
+        )
+        .limit(1)
     )
-    by_hand = (decision.policy or {}).get("promotion") == "manual"
-    if by_hand or session.scalar(ever) is not None or session.scalar(refused) is not None:
+    if session.scalar(ever) is not None or session.scalar(by_hand) is not None:
+        return None
+    if _last_refusal(session, candidate) is not None:
         return None
     if decision.champion_id != (champion.id if champion else None):
         return f"{candidate} was compared with another champion than the present one"

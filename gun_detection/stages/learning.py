@@ -43,14 +43,20 @@ def check_need(
     dataset_id: str | None = None,
     preset: str | None = None,
     overrides: Json | None = None,
+    policy: str | None = None,
 ) -> Json:
-    """Whether the newest (or the given) data set and this recipe have not been judged yet."""
-    from gun_detection.training.config import resolve_config
-    from gun_detection.training.train import latest_dataset, training_need
+    """Whether the newest (or the given) data set and this recipe have not been judged yet.
 
+    The gate's policy is read here, too: a faulty one is no surprise after hours of training.
+    """
+    from gun_detection.release.policy import load_policy
+    from gun_detection.training.config import resolve_config
+    from gun_detection.training.train import get_dataset, training_need
+
+    load_policy(policy or settings.gate_policy)
     config = resolve_config(settings, preset, overrides)
     with open_session(settings) as session:
-        dataset_id = dataset_id or latest_dataset(session).id
+        dataset_id = get_dataset(session, dataset_id).id
         need = training_need(session, dataset_id, config)
     return {
         "needed": need.needed,
@@ -75,12 +81,12 @@ def train(
     A training that was interrupted goes on where it was, unless not to `resume`.
     """
     from gun_detection.training.config import resolve_config
-    from gun_detection.training.train import find_trained, latest_dataset
+    from gun_detection.training.train import find_trained, get_dataset
     from gun_detection.training.train import train as train_model
 
     config = resolve_config(settings, preset, overrides)
     with open_session(settings) as session:
-        dataset_id = dataset_id or latest_dataset(session).id
+        dataset_id = get_dataset(session, dataset_id).id
         model = None if again else find_trained(session, dataset_id, config)
     created = model is None
     if model is None:
@@ -111,10 +117,10 @@ def evaluate(
     """Measure a model version on a data set's frozen split (the newest by default)."""
     from gun_detection.evaluation.evaluate import evaluate_version
     from gun_detection.release.champion import get_model
-    from gun_detection.training.train import latest_dataset
+    from gun_detection.training.train import get_dataset
 
     with open_session(settings) as session:
-        dataset_id = dataset_id or latest_dataset(session).id
+        dataset_id = get_dataset(session, dataset_id).id
         version = get_model(session, model)
     row = evaluate_version(version, dataset_id, settings, Storage(settings), split, progress)
     return _evaluation(row, settings)
@@ -141,11 +147,11 @@ def compare(
     from gun_detection.evaluation.compare import compare as compare_samples
     from gun_detection.evaluation.evaluate import evaluate_version, load_samples
     from gun_detection.release.champion import get_model
-    from gun_detection.training.train import latest_dataset
+    from gun_detection.training.train import get_dataset
 
     storage = Storage(settings)
     with open_session(settings) as session:
-        dataset_id = dataset_id or latest_dataset(session).id
+        dataset_id = get_dataset(session, dataset_id).id
         versions = [get_model(session, name) for name in (first, second)]
     rows = [evaluate_version(v, dataset_id, settings, storage, split) for v in versions]
     samples = [load_samples(row, settings, storage).items for row in rows]
@@ -175,7 +181,7 @@ def threshold(
     from gun_detection.evaluation.evaluate import evaluate_version, load_samples
     from gun_detection.evaluation.threshold import OperatingTarget, choose_threshold
     from gun_detection.release.champion import get_model
-    from gun_detection.training.train import latest_dataset
+    from gun_detection.training.train import get_dataset
 
     try:
         target = OperatingTarget.model_validate({"kind": kind, "value": value})
@@ -184,7 +190,7 @@ def threshold(
     storage = Storage(settings)
     with open_session(settings) as session:
         version = get_model(session, model)
-        dataset_id = dataset_id or version.dataset_id or latest_dataset(session).id
+        dataset_id = get_dataset(session, dataset_id or version.dataset_id).id
     row = evaluate_version(version, dataset_id, settings, storage, "validation")
     point = choose_threshold(load_samples(row, settings, storage).matched, target)
     return {

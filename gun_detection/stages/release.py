@@ -28,9 +28,9 @@ def gate(
 
     `policy` is a name or the path of a YAML file, `promotion` what is to become of a candidate that
     passes, both by default as the settings have it; `origin` says who asked. Where the holdout has
-    few of the pictures that the champion was chosen by, somebody rolled this candidate back before,
-    or the rules leave something to a person, the answer has a `caution`, and with `auto` a person
-    is asked all the same.
+    few of the pictures that the champion was chosen by, somebody rolled this candidate back or
+    refused it before, or the rules leave something to a person, the answer has a `caution`, and
+    with `auto` a person is asked all the same.
     """
     from gun_detection.evaluation.evaluate import evaluate_version
     from gun_detection.release.canary import fly_canary
@@ -47,12 +47,12 @@ def gate(
     from gun_detection.release.pages import approval_text
     from gun_detection.release.policy import load_policy
     from gun_detection.release.rules import Case
-    from gun_detection.training.train import latest_dataset
+    from gun_detection.training.train import get_dataset
 
     rules = load_policy(policy or settings.gate_policy)
     storage = Storage(settings)
     with open_session(settings) as session:
-        dataset_id = dataset_id or latest_dataset(session).id
+        dataset_id = get_dataset(session, dataset_id).id
         model, champion = get_model(session, candidate), current_champion(session)
         require_weights(model)
     versions = [version for version in (model, champion) if version is not None]
@@ -137,10 +137,11 @@ def promote(
 ) -> Json:
     """Make a model version champion; with a gate decision, only if that one allows it.
 
-    The stored weights are read and checked first, whoever promotes.
+    The stored weights are read and checked first, whoever promotes. The answer says by which
+    `policy` the model passed: a look by hand may have taken another than the settings have.
     """
     from gun_detection.release.card import write_card
-    from gun_detection.release.champion import get_model, require_storable
+    from gun_detection.release.champion import get_model, policy_name, require_storable
     from gun_detection.release.champion import promote as promote_model
     from gun_detection.release.registry import verify_weights
 
@@ -157,6 +158,7 @@ def promote(
             "champion_id": row.model_id,
             "previous_id": row.previous_id,
             "actor": row.actor,
+            "policy": None if decision is None else policy_name(decision),
             "card_url": card_url(settings, row.model_id),
         }
     with open_session(settings) as session:

@@ -1,13 +1,14 @@
 """The whole recipe: data set version in, model version out."""
 
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from gun_detection.training.worker import Job, open_data, run
 
 # torch has no class for it.
 _LOST_READER = "DataLoader worker"
+_DATASET_ID = re.compile("[0-9a-f]+")
 _PACKAGES = ("gun-detection", "torch", "torchvision", "numpy", "pillow", "faster-coco-eval")
 
 
@@ -55,6 +57,31 @@ def latest_dataset(session: Session) -> DatasetVersion:
             reason="NO_DATASET",
         )
     return dataset
+
+
+def get_dataset(session: Session, name: str | None) -> DatasetVersion:
+    """The data set version with this id, or the only one whose id begins so; the newest for none.
+
+    Raises `NotFoundError`.
+    """
+    if not name:
+        return latest_dataset(session)
+    # What is no part of an id is not asked for: PostgreSQL takes no NUL.
+    found = (
+        session.scalars(
+            select(DatasetVersion).where(func.starts_with(DatasetVersion.id, name)).limit(2)
+        ).all()
+        if _DATASET_ID.fullmatch(name)
+        else []
+    )
+    if not found:
+        raise NotFoundError(f"there is no data set version {name!r}: see `gun-detection datasets`")
+    if len(found) > 1:
+        raise NotFoundError(
+            f"more than one data set version begins with {name!r}: give more of its id, as "
+            "`gun-detection datasets` shows it"
+        )
+    return found[0]
 
 
 def find_trained(

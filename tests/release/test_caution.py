@@ -143,6 +143,26 @@ def test_who_was_rolled_back_does_not_come_back_without_a_person(
     assert judge(settings, second, dataset)["promotion"] == "auto"
 
 
+@pytest.mark.parametrize("comment", ["marks umbrellas", ""])
+def test_who_was_refused_does_not_come_in_without_a_person(
+    published: Published, settings: Settings, comment: str
+) -> None:
+    dataset = stages.ingest("synthetic:40:1", settings)["dataset_id"]
+    first, second = published(1, dataset), published(2, dataset)
+    judged = judge(settings, second, dataset)
+    assert (judged["promotion"], judged["caution"]) == ("auto", None)
+    stages.answer(settings, judged["decision_id"], approved=False, actor="carol", comment=comment)
+    for champion in (None, first):
+        if champion is not None:
+            crown(settings, champion)
+        judged = judge(settings, second, dataset)
+        assert judged["promotion"] == "approve"
+        for text in (judged["caution"], judged["explanation"]):
+            assert f"{second} was refused on " in text
+            assert text.endswith(f"by carol: {comment}" if comment else "by carol")
+    assert judge(settings, published(3, dataset), dataset)["caution"] is None
+
+
 @pytest.mark.parametrize(("asked", "mode"), [("auto", "approve"), ("manual", "manual")])
 def test_a_person_is_asked_what_the_rules_leave_open(
     published: Published, settings: Settings, tmp_path: Path, asked: str, mode: str

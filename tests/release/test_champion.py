@@ -150,6 +150,24 @@ def test_a_decision_allows_only_what_it_was_about(new_model: NewModel, session: 
     assert promote(session, second.id, actor="a", reason="b", decision=good).model_id == second.id
 
 
+def test_what_was_rejected_since_is_not_promoted_by_an_older_decision(
+    new_model: NewModel, session: Session
+) -> None:
+    first, second = new_model(1), new_model(2)
+    by(session, first)
+    old = _decision(session, second.id, first.id, passed=True)
+    rejected = _decision(session, second.id, first.id, passed=False)
+    with pytest.raises(ReleaseError, match=f"gate decision {rejected.id}, .* run the gate again"):
+        promote(session, second.id, actor="a", reason="b", decision=old)
+    assert get_model(session, "champion").id == first.id
+    new = _decision(session, second.id, first.id, passed=True)
+    _decision(session, first.id, first.id, passed=False)
+    made = promote(session, second.id, actor="a", reason="b", decision=new)
+    # As champion it was looked at once more, and the task that promoted it is tried again.
+    _decision(session, second.id, second.id, passed=False)
+    assert promote(session, second.id, actor="a", reason="b", decision=new).id == made.id
+
+
 def test_a_promotion_that_is_tried_again_undoes_no_rollback(
     new_model: NewModel, session: Session
 ) -> None:

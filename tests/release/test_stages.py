@@ -1,5 +1,6 @@
 """People's answers, and two promotions at once."""
 
+import logging
 import re
 import threading
 from dataclasses import replace
@@ -77,6 +78,28 @@ def test_an_answer_is_given_once(models: list[str], settings: Settings) -> None:
         stages.answer(settings, 10**9, approved=True, actor="bob")
     again = decide(settings, models[0])
     assert stages.promote(settings, models[0], "bob", "why", again)["champion_id"] == models[0]
+
+
+def test_a_promotion_says_by_which_policy_the_model_passed(
+    models: list[str], settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gun_detection")
+    assert stages.promote(settings, models[0], "a", "forced")["policy"] is None
+    assert "policy" not in caplog.text
+    with open_session(settings) as session:
+        row = GateDecision(
+            candidate_id=models[1],
+            champion_id=models[0],
+            holdout_id="h",
+            passed=True,
+            policy={"name": "trial"},
+            rules=[],
+        )
+        session.add(row)
+        session.flush()
+        decision = row.id
+    assert stages.promote(settings, models[1], "a", "b", decision)["policy"] == "trial"
+    assert "by a, which passed the policy trial" in caplog.text
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(

@@ -10,14 +10,21 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from sqlalchemy.orm import Session
 
 from gun_detection import stages
 from gun_detection.database import open_session
-from gun_detection.database.models import GateDecision, ModelVersion
+from gun_detection.database.models import DatasetVersion, GateDecision, ModelVersion
 from gun_detection.datasets import ingest
 from gun_detection.detector.architectures import DetectorConfig, build_detector
 from gun_detection.detector.weights import serialize
-from gun_detection.errors import DatasetError, SettingsError, TrainingError, TransientError
+from gun_detection.errors import (
+    DatasetError,
+    NotFoundError,
+    SettingsError,
+    TrainingError,
+    TransientError,
+)
 from gun_detection.release.champion import get_model
 from gun_detection.release.registry import publish
 from gun_detection.settings import Settings, load_settings
@@ -26,7 +33,8 @@ from gun_detection.training import train
 from gun_detection.training.config import resolve_config
 from gun_detection.training.loop import Progress
 from gun_detection.training.step import select_precision
-from tests.conftest import random_model
+from gun_detection.training.train import get_dataset
+from tests.conftest import model_row, random_model
 
 # A few steps of the smallest detector that is not made for the tests: other processes know it.
 QUICK = {
@@ -46,6 +54,23 @@ def dataset(settings: Settings) -> str:
 
 def keys(settings: Settings, storage: Storage, prefix: str) -> list[str]:
     return [item.key for item in storage.list_objects(settings.data_bucket, prefix)]
+
+
+def decision(
+    settings: Settings, model: str, champion: str | None, promotion: str, *, passed: bool = True
+) -> int:
+    with open_session(settings) as session:
+        row = GateDecision(
+            candidate_id=model,
+            champion_id=champion,
+            holdout_id="h",
+            passed=passed,
+            policy={"promotion": promotion},
+            rules=[],
+        )
+        session.add(row)
+        session.flush()
+        return row.id
 
 
 def test_a_model_version_holds_how_it_came_about(
@@ -88,26 +113,12 @@ def test_what_was_trained_is_judged_again_where_that_may_end_otherwise(
         found = stages.check_need(settings, dataset, "smoke")
         return found["needed"], found["reason"]
 
-    def decided(champion: str | None, promotion: str = "auto", *, passed: bool = True) -> int:
-        policy = {"promotion": promotion}
-        with open_session(settings) as session:
-            row = GateDecision(
-                candidate_id=model,
-                champion_id=champion,
-                holdout_id="h",
-                passed=passed,
-                policy=policy,
-                rules=[],
-            )
-            session.add(row)
-            session.flush()
-            return row.id
+    def decided(champion: str | None, *, passed: bool = True) -> int:
+        return decision(settings, model, champion, "auto", passed=passed)
 
     assert need() == (True, f"{model} was trained but has not been through the gate")
     decided(None)
     assert need() == (True, f"{model} passed the gate, and was neither promoted nor refused")
-    decided(None, "manual")
-    assert need()[0] is False, "a person promotes it, or does not"
     decided(None, passed=False)
     assert need()[0] is False
     for champion in (first, second):
@@ -122,13 +133,72 @@ def test_what_was_trained_is_judged_again_where_that_may_end_otherwise(
     assert need()[0] is False, "nothing is trained again to be judged again"
     with open_session(settings) as session:
         session.get_one(ModelVersion, model).deleted_at = None
-    stages.answer(settings, decided(first), approved=False, actor="bob")
-    assert need()[0] is False, "a person refused it"
+    assert need()[0] is True
     stages.promote(settings, model, "tester", "a test", decided(first))
     assert need()[0] is False, "it is champion"
     stages.rollback(settings, "ann", "alarms")
     stages.promote(settings, second, "tester", "a test")
     assert need()[0] is False, "a person rolled it back"
+
+
+@pytest.mark.parametrize("said", ["refused", "manual"])
+def test_a_look_at_the_gate_takes_back_nothing_that_a_person_said(
+    settings: Settings, dataset: str, said: str
+) -> None:
+    with open_session(settings) as session:
+        row = model_row(session, 1)
+        row.dataset_id, row.config_hash = dataset, resolve_config(settings, "smoke").hash()
+        model = row.id
+    first = decision(settings, model, None, "manual" if said == "manual" else "approve")
+    if said == "refused":
+        stages.answer(settings, first, approved=False, actor="carol")
+    for passed in (None, True, False):
+        if passed is not None:
+            decision(settings, model, None, "auto", passed=passed)
+        assert stages.check_need(settings, dataset, "smoke")["needed"] is False
+
+
+def test_what_would_fail_after_a_training_fails_before_it(
+    settings: Settings, dataset: str, tmp_path: Path
+) -> None:
+    found = stages.check_need(settings, dataset[:16], "smoke", None, "trial")
+    assert (found["needed"], found["dataset_id"]) == (True, dataset)
+    faulty = tmp_path / "mine.yaml"
+    faulty.write_text("rules: [{kind: luck}]")
+    wrong = settings.model_copy(update={"gate_policy": "standart"})
+    for own, policy, said in (
+        (settings, str(faulty), "gate policy mine.yaml: rules.0"),
+        (wrong, None, "there is no gate policy 'standart'"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            stages.check_need(own, dataset, "smoke", None, policy)
+    assert stages.check_need(wrong, dataset, "smoke", None, "trial")["needed"] is True
+    with pytest.raises(NotFoundError, match="gun-detection datasets"):
+        stages.check_need(settings, "0" * 64, "smoke")
+
+
+def test_a_data_set_goes_by_the_beginning_of_its_id(session: Session) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        get_dataset(session, None)
+    assert caught.value.reason == "NO_DATASET"
+    numbers = dict.fromkeys(
+        ("images", "boxes", "negatives", "train_images", "validation_images", "holdout_images"), 0
+    )
+    numbers |= dict.fromkeys(("rejected_images", "rejected_boxes", "duplicates"), 0)
+    ids = ["ab" * 32, "ac" * 32]
+    for number, name in enumerate(ids):
+        made = datetime(2026, 1, 1 + number, tzinfo=UTC)
+        keys = {"source": "s", "manifest_key": "m", "report_key": "r", "holdout_id": "h"}
+        session.add(DatasetVersion(id=name, created_at=made, **numbers, **keys))
+    session.flush()
+    assert get_dataset(session, None).id == get_dataset(session, "").id == ids[1]
+    for name in (ids[0], ids[0][:16], "ab"):
+        assert get_dataset(session, name).id == ids[0]
+    with pytest.raises(NotFoundError, match="more than one data set version begins with 'a'"):
+        get_dataset(session, "a")
+    for name in (ids[0][1:], "ab%", "a_ab", "ab\x00", "ab\n", "ab\udcff"):
+        with pytest.raises(NotFoundError, match="there is no data set version"):
+            get_dataset(session, name)
 
 
 def test_a_threshold_is_not_below_what_is_stored(settings: Settings, dataset: str) -> None:
