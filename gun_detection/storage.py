@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
+# Codes of botocore for an answer without S3's own. Only to HEAD does S3 say 404 in this way; a
+# proxy also does while the server behind it is away.
+_NO_DOCUMENT = {"", "404"}
 _DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _SICK = {"500", "InternalError", "507", "InsufficientStorage"}
 _EXISTS = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
@@ -122,6 +125,11 @@ class Storage:
                 Bucket=bucket, Prefix=prefix
             )
             for page in pages:
+                # Every listing has it, also an empty one; a page of a proxy's own has not.
+                if "Name" not in page:
+                    raise ServiceUnavailableError(
+                        f"s3://{bucket}/{prefix}: the answer is no listing: {self._no_s3()}"
+                    )
                 for item in page.get("Contents", []):
                     # Folder markers hold nothing.
                     if item["Key"].endswith("/") and item["Size"] == 0:
@@ -263,6 +271,10 @@ class Storage:
         try:
             yield
         except ClientError as error:
+            if _code(error) in _NO_DOCUMENT and not error.operation_name.startswith("Head"):
+                raise ServiceUnavailableError(
+                    f"s3://{bucket}/{key}: the answer is no error of S3: {self._no_s3()}"
+                ) from error
             raise _explain(error, bucket, key) from error
         except NoCredentialsError as error:
             raise SettingsError(
@@ -274,6 +286,12 @@ class Storage:
             raise ServiceUnavailableError(
                 f"s3://{bucket}/{key}: {server} cannot be reached ({error})"
             ) from error
+
+    def _no_s3(self) -> str:
+        return (
+            f"what answers at {self.endpoint_url} is no S3 server; see whether the server behind "
+            "this proxy is up, and whether GUN_DETECTION_S3_ENDPOINT_URL is right"
+        )
 
 
 def _explain(error: ClientError, bucket: str, key: str) -> GunDetectionError:

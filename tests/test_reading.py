@@ -19,6 +19,7 @@ from gun_detection.reading import Reader
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage
 from tests.faults.proxy import Answer, Proxy
+from tests.test_storage import proxy_of_nothing
 
 Get = Callable[..., bytes]
 
@@ -102,6 +103,16 @@ def test_refusals_are_those_of_storage(
         errors.append(caught.value)
     assert errors[0].reason == errors[1].reason == reason
     assert type(errors[0]) is type(errors[1])
+
+
+@pytest.mark.parametrize("page", [b"404 page not found\n", b"<html>not here</html>", b""])
+def test_a_proxy_that_finds_no_server_says_nothing_about_the_object(
+    page: bytes, settings: Settings
+) -> None:
+    with proxy_of_nothing(settings, 404, page) as away:
+        for get in (Storage(away).get, Reader(away, seconds=0.5).get):
+            with pytest.raises(ServiceUnavailableError, match="is no S3 server; see whether"):
+                get("bucket", "key")
 
 
 def test_wrong_credentials_are_a_setting_to_correct(

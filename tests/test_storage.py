@@ -1,7 +1,11 @@
 import hashlib
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -15,6 +19,27 @@ from gun_detection.errors import (
 from gun_detection.settings import Settings, load_settings
 from gun_detection.storage import Storage, parse_s3_uri
 from tests.faults.proxy import Answer, Proxy
+
+
+@contextmanager
+def proxy_of_nothing(settings: Settings, status: int, page: bytes) -> Iterator[Settings]:
+    """Settings of a server that answers with its own page, as a proxy whose server is away."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        yield settings.model_copy(update={"s3_endpoint_url": url})
+        server.shutdown()
 
 
 def test_exactly_one_of_many_conditional_puts_wins(settings: Settings, storage: Storage) -> None:
@@ -84,6 +109,23 @@ def test_what_is_not_there_is_named(settings: Settings, storage: Storage) -> Non
         with pytest.raises(NotFoundError, match=bucket) as caught:
             storage.get(bucket, key)
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("status", "page"),
+    [
+        (404, b"404 page not found\n"),
+        (404, b"<html><body>not here</body></html>"),
+        (200, b"<html><body>back soon</body></html>"),
+        (200, b""),
+    ],
+)
+def test_a_page_of_a_proxy_is_no_listing(status: int, page: bytes, settings: Settings) -> None:
+    with (
+        proxy_of_nothing(settings, status, page) as away,
+        pytest.raises(ServiceUnavailableError, match="is no S3 server; see whether"),
+    ):
+        list(Storage(away).list_objects("bucket"))
 
 
 def test_wrong_credentials_are_a_setting_to_correct(

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _LONGEST = 1024
 # A queue is left after so long, as the other buckets and those who wait for news have their turn.
 _DRAIN_SECONDS = 20.0
+# By queue the buckets that were being listed when a message about them was received.
+_in_vain: dict[str, set[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,19 @@ def drain(sources: list[Source], queue: str, settings: Settings) -> bool:
     """Read the queue of these sources until it is empty, or the time is up: then True.
 
     A message is deleted once its uploads are noted. One about a bucket that is being listed comes
-    back after its visibility timeout. Raises `ServiceUnavailableError` where the queue cannot be
-    read.
+    back after its visibility timeout; from the first of these on the queue is left alone, until the
+    bucket is listed. Raises `ServiceUnavailableError` where the queue cannot be read.
     """
     until = time.monotonic() + _DRAIN_SECONDS
     latest: dict[tuple[str, str], tuple[datetime, str]] = {}
     buckets = {source.bucket for source in sources}
     held = _note({bucket: [] for bucket in buckets}, settings)
+    # A message that is received in vain a few times may end in a dead-letter queue, and no queue
+    # gives out only those of one bucket.
+    in_vain = _in_vain.setdefault(queue, set())
+    in_vain &= held
+    if in_vain or held == buckets:
+        return False
     secret = settings.s3_secret_access_key
     client: SQSClient = boto3.client(
         "sqs",
@@ -63,9 +71,7 @@ def drain(sources: list[Source], queue: str, settings: Settings) -> bool:
         aws_secret_access_key=secret.get_secret_value() if secret else None,
     )
     try:
-        # Nothing is read where nothing can be noted: what is read in vain a few times may end in
-        # a dead-letter queue.
-        while held != buckets:
+        while not in_vain:
             answer = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)
             messages = answer.get("Messages", [])
             if not messages:
@@ -76,8 +82,8 @@ def drain(sources: list[Source], queue: str, settings: Settings) -> bool:
                 found = list(_events(message["Body"], sources))
                 told_of[message["ReceiptHandle"]] = {event.item.bucket for event in found}
                 events += found
-            held |= _note(_newest(events, latest), settings)
-            noted = [handle for handle, names in told_of.items() if not names & held]
+            in_vain |= _note(_newest(events, latest), settings)
+            noted = [handle for handle, names in told_of.items() if not names & in_vain]
             if noted:
                 client.delete_message_batch(
                     QueueUrl=queue,
@@ -87,7 +93,7 @@ def drain(sources: list[Source], queue: str, settings: Settings) -> bool:
                     ],
                 )
             if time.monotonic() > until:
-                return True
+                return not in_vain
     except (BotoCoreError, ClientError) as error:
         raise ServiceUnavailableError(f"the queue {queue} cannot be read: {error}") from error
     return False
@@ -149,8 +155,12 @@ def _events(body: str, sources: list[Source]) -> Iterator[_Event]:
         for event in _told(content):
             if any(_belongs(event.item, source) for source in sources):
                 yield event
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NO_EVENT as error:
         logger.warning("a message of %s is no S3 event (%r): %.200s", sources[0].queue, error, body)
+
+
+# What comes of values of other types, infinite sizes and brackets without end, too.
+_NO_EVENT = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def _told(content: dict[str, Any]) -> Iterator[_Event]:
@@ -184,7 +194,8 @@ def _event(event: dict[str, Any], key: str, etag: str, at: str, restored: bool) 
     """An event about one object; its structures name bucket and size alike."""
     described = event["object"]
     time = datetime.fromisoformat(at)
-    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    # In UTC: PostgreSQL does not know every offset that Python does.
+    time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
     size = int(described.get("size", 0))
     item = StoredObject(event["bucket"]["name"], key, size, str(etag), time)
     for text_of in (item.key, item.etag):

@@ -9,7 +9,13 @@ from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion, ScoringRun, Shard
-from gun_detection.errors import GunDetectionError, NotFoundError, TerminalError
+from gun_detection.errors import (
+    GunDetectionError,
+    NotFoundError,
+    TerminalError,
+    TransientError,
+    explain_os_error,
+)
 from gun_detection.release.champion import require_storable
 from gun_detection.scoring.listing import Listed, note_uploads, sort_out
 from gun_detection.scoring.quarantine import judge_again
@@ -27,6 +33,8 @@ _LEAST = 0.1
 _KNOWN_SHARDS, _TIMED_SHARDS, _ENOUGH = 2000, 50, 100
 # At most so many times as much is put into a shard where pictures are quick.
 _MOST_GROWTH = 20
+
+_LOCK = 0x67756E72
 
 
 @dataclass(frozen=True)
@@ -140,18 +148,23 @@ def _list(
     """List all sources; of those that fail, why."""
     errors: dict[str, GunDetectionError] = {}
     for source in sources:
+        address = _address(source)
         try:
             if not storage.bucket_exists(source.bucket):
                 raise NotFoundError(
                     f"the bucket {source.bucket!r} does not exist: create it, or name another one"
                 )
             listed = note_uploads(source, settings, storage, wait=True)
+        except OSError as error:
+            # An inventory is stored here while it is read, and the disk may be full.
+            errors[address] = TransientError(explain_os_error(error), reason="OS_ERROR")
         except GunDetectionError as error:
-            logger.error("%s: %s", _address(source), error.message)
-            errors[_address(source)] = error
+            errors[address] = error
+        else:
+            for name, value in vars(listed).items():
+                setattr(counts, name, getattr(counts, name) + value)
             continue
-        for name, value in vars(listed).items():
-            setattr(counts, name, getattr(counts, name) + value)
+        logger.error("%s: %s", address, errors[address].message)
     if len(errors) == len(sources):
         raise next(iter(errors.values()))
     return {address: error.message for address, error in errors.items()}
@@ -186,6 +199,10 @@ def open_run(
     raised. Raises `SettingsError` where what the model finds at its own threshold is not stored.
     """
     run_id = run_id or uuid.uuid4().hex
+    # Another attempt may be about to open the same run.
+    session.execute(
+        text("SELECT pg_advisory_xact_lock(:lock, hashtext(:run))"), {"lock": _LOCK, "run": run_id}
+    )
     known = session.get(ScoringRun, run_id)
     if known is not None and known.state != "open":
         raise TerminalError(

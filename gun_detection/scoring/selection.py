@@ -6,7 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from gun_detection.database.models import ModelVersion
-from gun_detection.scoring.sources import Source, regular_expression
+from gun_detection.scoring.sources import PartlyConfigured, Source, regular_expression
 
 # `new`: what no model has scored; `rescore`: what another model than the present champion has.
 Kind = Literal["new", "rescore"]
@@ -67,14 +67,24 @@ def _scope(
     arguments: dict[str, Any] = {bucket: source.bucket, prefix: source.prefix}
     if kind == "rescore":
         # Of what waits, `wanted` says so.
-        include, exclude = f"include_{number}", f"exclude_{number}"
-        condition += (
-            f" AND (CAST(:{include} AS text[]) = '{{}}' OR u.key ~ ANY(CAST(:{include} AS text[])))"
-            f" AND NOT u.key ~ ANY(CAST(:{exclude} AS text[]))"
-        )
-        arguments |= {
-            "model": model.id,
-            include: [regular_expression(pattern) for pattern in source.include],
-            exclude: [regular_expression(pattern) for pattern in source.exclude],
-        }
+        arguments["model"] = model.id
+        for place, part in enumerate([source, *_within(source)]):
+            within, include, exclude = (
+                f"{name}_{number}_{place}" for name in ("within", "include", "exclude")
+            )
+            condition += (
+                f" AND (NOT starts_with(u.key, :{within}) OR ("
+                f"(CAST(:{include} AS text[]) = '{{}}'"
+                f" OR u.key ~ ANY(CAST(:{include} AS text[])))"
+                f" AND NOT u.key ~ ANY(CAST(:{exclude} AS text[]))))"
+            )
+            arguments |= {
+                within: part.prefix,
+                include: [regular_expression(pattern) for pattern in part.include],
+                exclude: [regular_expression(pattern) for pattern in part.exclude],
+            }
     return condition, arguments
+
+
+def _within(source: Source) -> tuple[Source, ...]:
+    return source.configured if isinstance(source, PartlyConfigured) else ()

@@ -87,6 +87,16 @@ class Source(BaseModel):
         return sorted({self.prefix + moment.strftime(self.partitions) for moment in moments})
 
 
+class PartlyConfigured(Source):
+    """A prefix with which those of some `configured` sources begin: their patterns hold there."""
+
+    configured: tuple[Source, ...]
+
+    def wants(self, key: str) -> bool:
+        within = [source for source in self.configured if key.startswith(source.prefix)]
+        return super().wants(key) and all(source.wants(key) for source in within)
+
+
 def regular_expression(pattern: str) -> str:
     """What PostgreSQL matches a key against to find what `Source.wants` does, for one pattern.
 
@@ -162,8 +172,9 @@ def choose_sources(
     """The sources of a run: all, those of one bucket, or a part of one bucket by its prefix.
 
     A bucket that is not configured is taken whole. A prefix is listed itself, by paging, whatever
-    the partitions or the inventory of its source are. Raises `SettingsError` for a prefix without
-    a bucket where there are several, and for the data bucket.
+    the partitions or the inventory of its source are; the patterns of all sources below it hold.
+    Raises `SettingsError` for a prefix without a bucket where there are several, and for the data
+    bucket.
     """
     if bucket == settings.data_bucket:
         raise SettingsError(f"{bucket} is the data bucket: it is not scored")
@@ -176,10 +187,15 @@ def choose_sources(
     if len({source.bucket for source in chosen}) > 1:
         names = ", ".join(sorted({source.bucket for source in chosen}))
         raise SettingsError(f"a prefix needs a bucket: choose one of {names}")
-    near = [s for s in chosen if prefix.startswith(s.prefix)] or [Source(bucket=chosen[0].bucket)]
-    longest = max(near, key=lambda source: len(source.prefix))
-    change = {"prefix": prefix, "partitions": None, "inventory": None}
-    return [longest.model_copy(update=change)]
+    for source in chosen:
+        if prefix.startswith(source.prefix):
+            change = {"prefix": prefix, "partitions": None, "inventory": None}
+            return [source.model_copy(update=change)]
+    bucket = chosen[0].bucket
+    within = tuple(source for source in chosen if source.prefix.startswith(prefix))
+    if within:
+        return [PartlyConfigured(bucket=bucket, prefix=prefix, configured=within)]
+    return [Source(bucket=bucket, prefix=prefix)]
 
 
 def _refuse(sources: list[Source], settings: Settings, path: Path) -> None:

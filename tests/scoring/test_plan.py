@@ -1,8 +1,13 @@
 """What a run is about, and how it is cut into shards."""
 
+import errno
+import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,9 +19,10 @@ from gun_detection.errors import (
     NotFoundError,
     SettingsError,
     TerminalError,
+    TransientError,
 )
 from gun_detection.scoring.pages import run_page
-from gun_detection.scoring.plan import Plan, Survey, cut
+from gun_detection.scoring.plan import Plan, Survey, cut, open_run
 from gun_detection.scoring.runs import finish_run
 from gun_detection.scoring.sources import Source
 from gun_detection.scoring.words import duration, run_text, survey_text
@@ -121,6 +127,28 @@ def test_planning_a_run_again_gives_the_plan_that_was_made(
     assert again.planned == 1
 
 
+def test_two_attempts_at_once_have_one_plan(
+    surveyed: Surveyed, champion: ModelVersion, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, a=b"x")
+    found, sources = surveyed()
+
+    def attempt() -> Plan:
+        with open_session(settings) as session:
+            return open_run(found, champion, sources, settings, session, run_id="night")
+
+    with ThreadPoolExecutor(1) as pool:
+        with open_session(settings) as session:
+            first = open_run(found, champion, sources, settings, session, run_id="night")
+            second = pool.submit(attempt)
+            # Until it waits for the first.
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
+            while not (second.done() or rows(settings, waits)):
+                time.sleep(0.01)
+        assert second.result(10) == first
+    assert count(settings, "scoring_run") == 1
+
+
 def test_a_run_that_has_ended_is_not_planned_anew(
     plan: Planned, engine: Simulated, settings: Settings, storage: Storage
 ) -> None:
@@ -195,6 +223,29 @@ def test_a_prefix_of_a_configured_source_is_of_the_night(
     assert by_hand("b/") == [f"s3://{bucket}/b/"]
 
 
+def test_patterns_hold_below_a_prefix_that_is_shorter_than_those_of_the_sources(
+    plan: Planned, engine: Simulated, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
+    path.write_text(
+        f"buckets: [{{bucket: {bucket}, prefix: frames/a/, exclude: ['*/thumbnails/*']}}, "
+        f"{{bucket: {bucket}, prefix: frames/b/, include: ['*/photo*']}}]"
+    )
+    wanted = ["frames/a/1", "frames/b/photo", "frames/c/thumbnails/1"]
+    for name in (*wanted, "frames/a/thumbnails/1", "frames/b/1", "others/1"):
+        upload(storage, settings, **{name: b"x"})
+    configured = settings.model_copy(update={"sources_file": path})
+    assert plan(settings=configured, bucket=bucket, prefix="frames").planned == 3
+    noted = rows(settings, "SELECT key FROM upload ORDER BY key")
+    assert noted == [(f"{name}.jpg",) for name in wanted]
+    # All of them were scored before the file was as it is.
+    score_all(plan(), settings, storage, engine)
+    with open_session(settings) as session:
+        newer = model_row(session, 1)
+    scope = {"settings": configured, "bucket": bucket, "prefix": "frames"}
+    assert plan(kind="rescore", model=newer, **scope).planned == 3
+
+
 def test_a_run_that_would_lose_what_the_champion_finds_is_not_opened(
     plan: Planned, settings: Settings, storage: Storage
 ) -> None:
@@ -214,6 +265,31 @@ def test_a_prefix_is_taken_literally(plan: Planned, settings: Settings, storage:
 def test_a_missing_bucket_is_named(plan: Planned) -> None:
     with pytest.raises(NotFoundError, match="no-such-bucket"):
         plan(bucket="no-such-bucket")
+
+
+def test_a_full_disk_at_one_source_keeps_no_other_waiting(
+    surveyed: Surveyed,
+    settings: Settings,
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
+    path.write_text(
+        f"buckets: [{{bucket: {bucket}, prefix: a/, inventory: 's3://{bucket}/list.csv'}}, "
+        f"{{bucket: {bucket}, prefix: b/}}]"
+    )
+    upload(storage, settings, **{"b/1": b"x"})
+    full = OSError(errno.ENOSPC, "No space left on device", "/somewhere")
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Mock(side_effect=full))
+    configured = settings.model_copy(update={"sources_file": path})
+    found, sources = surveyed(settings=configured)
+    assert found.planned == 1
+    assert list(found.unlisted) == [f"s3://{bucket}/a/"]
+    assert "the disk is full at /somewhere" in found.unlisted[f"s3://{bucket}/a/"]
+    path.write_text(f"buckets: [{sources[0].model_dump_json()}]")
+    with pytest.raises(TransientError, match="the disk is full"):
+        surveyed(settings=configured)
 
 
 def test_each_bucket_has_its_own_cap(
