@@ -127,6 +127,8 @@ class Reader:
             result = obstore.get(store, key, options={"if_match": etag} if etag else None)
             size, found = result.meta["size"], result.meta["e_tag"]
             _check_size(bucket, key, size, max_bytes)
+            if found is None:
+                return None, False
             data = result.bytes().to_bytes()
         except (BaseError, OSError) as error:
             logger.debug("s3://%s/%s is asked for again: %s", bucket, key, error)
@@ -183,6 +185,11 @@ class Reader:
                     if code in _ELSEWHERE:
                         return self._storage.get(bucket, key, max_bytes=max_bytes, etag=etag), True
                     raise ClientError({"Error": {"Code": code}}, "GetObject")
+                if "ETag" not in response.headers:
+                    # Every object has one; a page of a proxy's own has not.
+                    raise ServiceUnavailableError(
+                        f"s3://{bucket}/{key}: the answer is no object: {self._storage.no_s3()}"
+                    )
                 size = int(response.headers.get("Content-Length", -1))
                 _check_size(bucket, key, size, max_bytes)
                 data = self._body(response, size)

@@ -128,7 +128,7 @@ class Storage:
                 # Every listing has it, also an empty one; a page of a proxy's own has not.
                 if "Name" not in page:
                     raise ServiceUnavailableError(
-                        f"s3://{bucket}/{prefix}: the answer is no listing: {self._no_s3()}"
+                        f"s3://{bucket}/{prefix}: the answer is no listing: {self.no_s3()}"
                     )
                 for item in page.get("Contents", []):
                     # Folder markers hold nothing.
@@ -273,7 +273,7 @@ class Storage:
         except ClientError as error:
             if _code(error) in _NO_DOCUMENT and not error.operation_name.startswith("Head"):
                 raise ServiceUnavailableError(
-                    f"s3://{bucket}/{key}: the answer is no error of S3: {self._no_s3()}"
+                    f"s3://{bucket}/{key}: the answer is no error of S3: {self.no_s3()}"
                 ) from error
             raise _explain(error, bucket, key) from error
         except NoCredentialsError as error:
@@ -287,7 +287,8 @@ class Storage:
                 f"s3://{bucket}/{key}: {server} cannot be reached ({error})"
             ) from error
 
-    def _no_s3(self) -> str:
+    def no_s3(self) -> str:
+        """What to do where an answer is none that an S3 server gives."""
         return (
             f"what answers at {self.endpoint_url} is no S3 server; see whether the server behind "
             "this proxy is up, and whether GUN_DETECTION_S3_ENDPOINT_URL is right"

@@ -115,6 +115,14 @@ def test_a_proxy_that_finds_no_server_says_nothing_about_the_object(
                 get("bucket", "key")
 
 
+def test_a_page_of_a_proxy_is_no_picture(settings: Settings) -> None:
+    with (
+        proxy_of_nothing(settings, 200, b"<html>back soon</html>") as away,
+        pytest.raises(ServiceUnavailableError, match="is no S3 server; see whether"),
+    ):
+        Reader(away, seconds=0.5).get("bucket", "key", etag="0" * 32)
+
+
 def test_wrong_credentials_are_a_setting_to_correct(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
