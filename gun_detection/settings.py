@@ -15,6 +15,9 @@ from gun_detection.errors import SettingsError
 
 PREFIX = "GUN_DETECTION_"
 
+# Bounds of durations, in seconds: neither timers nor calendars go on for ever.
+_HOUR, _DAY, _YEAR = 3600, 24 * 3600, 365 * 24 * 3600
+
 
 class Settings(BaseSettings):
     """Where things are, what limits hold and what the defaults of each stage are."""
@@ -68,7 +71,7 @@ class Settings(BaseSettings):
         16, gt=0, description="Pictures with a shorter side are refused as `TOO_SMALL`, in pixels."
     )
     decode_timeout: float = Field(
-        20.0, gt=0, description="Longest time that one decode may take, in seconds."
+        20.0, gt=0, le=_HOUR, description="Longest time that one decode may take, in seconds."
     )
     decode_memory_mb: int = Field(
         2048, ge=256, description="Address space of the decoding process, in MiB."
@@ -137,7 +140,10 @@ class Settings(BaseSettings):
         "a person in the Airflow UI, `manual` leaves it to `gun-detection promote`.",
     )
     approval_hours: float = Field(
-        24.0, gt=0, description="How long a person is waited for; no answer is a rejection."
+        24.0,
+        gt=0,
+        le=_YEAR / 3600,
+        description="How long a person is waited for, a year at most; no answer is a rejection.",
     )
     keep_models: int = Field(
         10,
@@ -154,13 +160,15 @@ class Settings(BaseSettings):
     watch_seconds: float = Field(
         20.0,
         ge=0,
+        le=_DAY,
         description="Pause between two looks for new uploads; 0: they wait for the night.",
     )
     late_hours: float = Field(
         6.0,
         ge=0,
-        description="After so long a run that scores or ingests is late, which is told like a "
-        "failure; 0: never.",
+        le=_YEAR / 3600,
+        description="After so long, a year at most, a run that scores or ingests is late, which is "
+        "told like a failure; 0: never.",
     )
     engine: Literal["auto", "eager", "cuda", "openvino-f32", "openvino-bf16", "openvino-int8"] = (
         Field(
@@ -186,7 +194,12 @@ class Settings(BaseSettings):
         description="A run over more pictures asks a person first; without an answer only so many "
         "are scored, and the rest waits for the next run.",
     )
-    confirm_minutes: float = Field(60.0, gt=0, description="How long that answer is waited for.")
+    confirm_minutes: float = Field(
+        60.0,
+        gt=0,
+        le=_YEAR / 60,
+        description="How long that answer is waited for, a year at most.",
+    )
     shard_images: int = Field(
         2500, gt=0, description="Pictures in one shard, as long as there are few shards."
     )
@@ -199,6 +212,7 @@ class Settings(BaseSettings):
     shard_minutes: float = Field(
         5.0,
         ge=0,
+        le=_DAY / 60,
         description="A shard is made larger, up to 20 times, where by earlier ones it would take "
         "less.",
     )
@@ -213,6 +227,7 @@ class Settings(BaseSettings):
     worker_cost_per_hour: float = Field(
         0.0,
         ge=0,
+        allow_inf_nan=False,
         description="Price of one scoring worker for an hour, in your currency; for estimates.",
     )
     readers: int = Field(16, gt=0, description="Objects that one worker reads at the same time.")
@@ -236,7 +251,7 @@ class Settings(BaseSettings):
         "whatever their share.",
     )
     shard_lease_seconds: int = Field(
-        900, ge=30, description="How long a silent worker keeps its shard, in seconds."
+        900, ge=30, le=_DAY, description="How long a silent worker keeps its shard, in seconds."
     )
 
     # Predict service
@@ -254,7 +269,7 @@ class Settings(BaseSettings):
         None, ge=0, le=1, description="Score threshold instead of the model's own."
     )
     serve_refresh_seconds: float = Field(
-        10.0, gt=0, description="Pause between two looks for another champion."
+        10.0, gt=0, le=_DAY, description="Pause between two looks for another champion."
     )
     serve_max_bytes: ByteSize = Field(
         ByteSize(10 * 2**20),
@@ -268,10 +283,16 @@ class Settings(BaseSettings):
         description="Pictures under way in one process; beyond them the answer is 503.",
     )
     serve_timeout: float = Field(
-        30.0, gt=0, description="Longest time from a request's last byte to its answer, in seconds."
+        30.0,
+        gt=0,
+        le=_HOUR,
+        description="Longest time from a request's last byte to its answer, in seconds.",
     )
     serve_body_seconds: float = Field(
-        20.0, gt=0, description="Longest time that a request may take to arrive, in seconds."
+        20.0,
+        gt=0,
+        le=_HOUR,
+        description="Longest time that a request may take to arrive, in seconds.",
     )
     serve_anonymous: bool = Field(
         False, description="Whether it answers without an API key (see `gun-detection keys`)."

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from gun_detection import stages
 from gun_detection.cli import main
+from gun_detection.database import open_session
+from gun_detection.database.models import ScoringRun
 from gun_detection.datasets.synthetic import upload_pictures
+from gun_detection.errors import ServiceUnavailableError
+from gun_detection.release.registry import publish
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
+from tests.conftest import random_model
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -64,19 +71,23 @@ def test_the_loop_by_hand(
     model = trained["model_id"]
     again = cli("train", "--preset", "smoke", "--set", "max_steps=1", "--json")
     assert ok(again) == trained | {"created": False}
-    metrics = ok(cli("evaluate", model, "--json"))
+    # As `datasets` shows it.
+    short = ("--dataset", dataset["dataset_id"][:16])
+    again = cli("train", *short, "--preset", "smoke", "--set", "max_steps=1", "--json")
+    assert ok(again) == trained | {"created": False}
+    metrics = ok(cli("evaluate", model, *short, "--json"))
     assert metrics["images"] == dataset["holdout_images"]
 
     low, high = metrics["intervals"]["recall"]
     assert low <= metrics["recall"] <= high
     assert {item["property"] for item in metrics["slices"]} >= {"source", "brightness"}
     assert "95 % interval" in cli("evaluate", model)[1]
-    point = ok(cli("threshold", model, "--target", "fixed", "--value", 0.3, "--json"))
+    point = ok(cli("threshold", model, *short, "--target", "fixed", "--value", 0.3, "--json"))
     assert (point["threshold"], point["target"]["kind"]) == (0.3, "fixed")
     other = ok(cli("train", "--preset", "smoke", "--set", "max_steps=2", "--restart", "--json"))[
         "model_id"
     ]
-    compared = ok(cli("compare", model, other, "--json"))
+    compared = ok(cli("compare", model, other, *short, "--json"))
     assert (compared["first"], compared["second"]) == (model, other)
     assert {"ap50", "recall"} <= {item["name"] for item in compared["differences"]}
     assert "ap50" in cli("compare", model, other)[1]
@@ -89,8 +100,11 @@ def test_the_loop_by_hand(
     assert (refused["passed"], refused["policy"]) == (False, "strict.yaml")
     assert "FAILED" in refused["explanation"]
     assert cli("promote", model)[0] == 1
-    assert ok(cli("gate", model, "--policy", "trial", "--json"))["passed"] is True
+    assert ok(cli("gate", model, *short, "--policy", "trial", "--json"))["passed"] is True
     assert ok(cli("promote", model, "--json"))["champion_id"] == model
+    assert "Nobody is told of it" in cli("promote", model)[1]
+    code, _, errors = cli("package", model, "--engine", "bogus")
+    assert (code, "there is no engine 'bogus': choose from auto" in errors) == (2, True)
     code, _, errors = cli("rollback", "--reason", "a test")
     assert (code, "first champion" in errors) == (1, True)
 
@@ -107,6 +121,10 @@ def test_the_loop_by_hand(
     summary = ok(cli("score", "--jobs", 2, "--json"))
     assert (summary["planned"], summary["quarantined"] + ok(first)["quarantined"]) == (3, 1)
     assert ok(cli("score", "--json"))["planned"] == 0
+    for command in ("list", "retry"):
+        code, output, _ = cli("quarantine", command, "--reason", "not_image")
+        assert (code, "Nothing in quarantine fits" in output) == (0, True)
+    assert "Nothing" not in cli("quarantine", "list", "--reason", "NOT_IMAGE")[1]
 
     assert [row["state"] for row in ok(cli("models", "--json"))] == ["candidate", "champion"]
     written = ok(cli("card", model, "--out", tmp_path / "card", "--json"))["files"]
@@ -116,6 +134,36 @@ def test_the_loop_by_hand(
     assert pruned["deleted"] == [], "the newest and the champion stay"
     assert [row["dataset"] for row in ok(cli("datasets", "--json"))] == [dataset["dataset_id"]]
     assert all(check["ok"] for check in ok(cli("doctor", "--json")))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_shard_that_fails_stops_no_other_and_ends_its_run(
+    cli: Run,
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+) -> None:
+    with open_session(settings) as session:
+        model = publish(random_model(1), settings, storage, session).id
+    assert ok(cli("promote", model, "--force", "--reason", "a test", "--json"))
+    for picture in upload_pictures(3, seed=1):
+        storage.put(settings.uploads_bucket, picture.name, picture.data)
+    monkeypatch.setenv("GUN_DETECTION_SHARD_IMAGES", "1")
+    tried = []
+
+    def fail(_: Settings, shard_id: int, __: object) -> None:
+        tried.append(shard_id)
+        raise ServiceUnavailableError(f"nothing answers shard {shard_id}")
+
+    monkeypatch.setattr(stages, "score_shard", fail)
+    code, output, errors = cli("score", "--jobs", jobs, "--json")
+    assert (code, len(set(tried))) == (1, 3)
+    # The first cause, and what it has led to.
+    assert json.loads(output)["error"]["message"].startswith("nothing answers shard")
+    assert "3 of 3 uploads of run" in errors
+    with open_session(settings) as session:
+        assert session.scalar(select(ScoringRun.state)) == "failed"
 
 
 JOBS = """
@@ -216,6 +264,14 @@ def test_a_file_is_evaluated_and_used_without_a_database(
         (["ingest", "synthetic:many"], 2, "synthetic:200:0"),
         (["train", "--preset", "fast"], 2, "choose from smoke, demo, cpu, gpu, seed"),
         (["train", "--set", "epochs"], 2, "key=value"),
+        (["train", "--set", "epoch=3"], 2, "docs/recipes.md"),
+        (["promote", "m", "--force"], 2, "say why"),
+        (["promote", "m", "--force", "--reason", " "], 2, "say why"),
+        (["prune", "--keep", str(10**19)], 2, "Invalid value for"),
+        (["quarantine", "list", "--limit", str(10**19)], 2, "Invalid value for"),
+        (["keys", "new", "a", "--days", "9999999"], 2, "Invalid value for"),
+        (["keys", "rotate", "a", "--days", "9999999"], 2, "Invalid value for"),
+        (["keys", "rotate", "a", "--overlap-days", "9999999"], 2, "Invalid value for"),
         (["train", "--recipe", "/nowhere.yaml"], 2, "there is no recipe"),
         (["train", "--dataset", "/nowhere.json"], 2, "there is no dataset_id in /nowhere.json"),
         (["gate", "/nowhere.json"], 2, "there is no model_id in /nowhere.json"),

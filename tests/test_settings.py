@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from gun_detection.settings import Settings, load_settings, settings_table
         ({"GUN_DETECTION_S3_SECRET_ACCESS_KEY": "x"}, "GUN_DETECTION_S3_ACCESS_KEY_ID"),
         ({"GUN_DETECTION_MAX_IMAGE_PIXELS": "many"}, "GUN_DETECTION_MAX_IMAGE_PIXELS"),
         ({"GUN_DETECTION_LOG_LEVEL": "loud"}, "GUN_DETECTION_LOG_LEVEL"),
+        ({"GUN_DETECTION_WORKER_COST_PER_HOUR": "inf"}, "GUN_DETECTION_WORKER_COST_PER_HOUR"),
         ({"GUN_DETECTION_DATA_BUCKET": "uploads"}, "GUN_DETECTION_UPLOADS_BUCKET"),
         (
             {"GUN_DETECTION_VALIDATION_SHARE": "0.5", "GUN_DETECTION_HOLDOUT_SHARE": "0.5"},
@@ -31,6 +33,15 @@ def test_a_wrong_variable_is_named(
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=named):
         load_settings()
+
+
+def test_no_duration_is_endless() -> None:
+    ends = ("_HOURS", "_MINUTES", "_SECONDS", "_TIMEOUT")
+    durations = [name.upper() for name in Settings.model_fields if name.upper().endswith(ends)]
+    assert "LATE_HOURS" in durations
+    for name, value in itertools.product(durations, ("inf", "nan", "1000000000000")):
+        with pytest.raises(SettingsError, match=name):
+            load_settings({f"GUN_DETECTION_{name}": value})
 
 
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,9 @@ def _read_from(name: str) -> Callable[[Any], Any]:
     return read
 
 
+# More rows than there are, and no more than the database can count.
+MOST_ROWS = 10**9
+
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Out = Annotated[
     Path | None,

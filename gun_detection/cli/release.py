@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gun_detection.cli.options import (
+    MOST_ROWS,
     AsJson,
     Dataset,
     Reason,
@@ -14,6 +15,12 @@ from gun_detection.cli.options import (
     read_settings,
 )
 from gun_detection.cli.output import progress, show, show_decision, show_rows
+
+# What the DAGs do beside it, and no command can.
+_UNTOLD = (
+    " Nobody is told of it, and what another champion has scored is scored again from the next "
+    "run of rescore_uploads on (05:00 UTC)."
+)
 
 
 def gate(
@@ -34,17 +41,24 @@ def gate(
 
 def promote(
     model: Version,
-    reason: Reason = "promoted by hand",
-    force: Annotated[bool, typer.Option("--force", help="Without a passed gate.")] = False,
+    reason: Reason = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Without a passed gate; takes a --reason.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a model version champion."""
     from gun_detection import stages
 
+    if force and not reason.strip():
+        raise typer.BadParameter(
+            "say why, as no gate does: it goes into the promotion log", param_hint="--reason"
+        )
     settings = read_settings()
     decision = None if force else stages.require_passed(settings, model)
+    reason = reason or "promoted by hand"
     result = stages.promote(settings, model, getpass.getuser(), reason, decision)
-    show(result, as_json, f"The champion is {result['champion_id']}.")
+    show(result, as_json, f"The champion is {result['champion_id']}.{_UNTOLD}")
 
 
 def rollback(
@@ -58,7 +72,7 @@ def rollback(
     from gun_detection import stages
 
     result = stages.rollback(read_settings(), getpass.getuser(), reason, to)
-    show(result, as_json, f"The champion is {result['champion_id']}.")
+    show(result, as_json, f"The champion is {result['champion_id']}.{_UNTOLD}")
 
 
 def card(
@@ -96,7 +110,10 @@ def package(
 
 def prune(
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Newest versions to keep; default as the settings.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_ROWS, help="Newest versions to keep; default as the settings."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
     as_json: AsJson = False,

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
-from gun_detection.cli.options import AsJson, read_settings
+from gun_detection.cli.options import MOST_ROWS, AsJson, read_settings
 from gun_detection.cli.output import err, progress, show, show_rows
+from gun_detection.errors import GunDetectionError
+from gun_detection.text import printable_lines
 
 Bucket = Annotated[str | None, typer.Option(help="Bucket; all that are configured by default.")]
 Prefix = Annotated[str | None, typer.Option(help="Only keys that start with this.")]
@@ -93,6 +96,7 @@ def _run(
             err.print(f"Scoring {limit:,} of {survey['planned']:,}; --yes scores all.")
     plan = stages.plan_scoring(settings, survey, bucket, prefix, threshold, limit=limit)
     scored: dict[int, int] = {}
+    failed: list[Exception] = []
     with progress("score", as_json) as advance:
 
         def score_shard(shard_id: int) -> None:
@@ -100,14 +104,28 @@ def _run(
                 scored[shard_id] = done
                 advance(sum(scored.values()), plan["planned"])
 
-            stages.score_shard(settings, shard_id, note)
+            # The other shards go on, as with the tasks of the DAG.
+            try:
+                stages.score_shard(settings, shard_id, note)
+            except Exception as error:
+                failed.append(error)
+                text = escape(printable_lines(str(error)))
+                err.print(f"[red]shard {shard_id} failed:[/] {text}", soft_wrap=True)
 
         if jobs == 1:
             for shard_id in plan["shard_ids"]:
                 score_shard(shard_id)
         else:
             _in_parallel(score_shard, plan["shard_ids"], jobs)
-    result = stages.finish_scoring(settings, plan["run_id"])
+    try:
+        result = stages.finish_scoring(settings, plan["run_id"])
+    except GunDetectionError as error:
+        if not failed:
+            raise
+        # It names what is missing, but not why.
+        err.print(escape(printable_lines(error.message)), soft_wrap=True)
+    if failed:
+        raise failed[0]
     show(result, as_json, result["text"])
 
 
@@ -136,20 +154,19 @@ def list_quarantine(
     prefix: Prefix = None,
     run: Run = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Most rows; everything by default.")
+        int | None, typer.Option(min=1, max=MOST_ROWS, help="Most rows; everything by default.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what is in quarantine, the newest first."""
     from gun_detection import stages
 
-    rows = stages.list_quarantine(
-        read_settings(), limit, **_conditions(reasons, bucket, prefix, run)
-    )
+    conditions = _conditions(reasons, bucket, prefix, run)
+    rows = stages.list_quarantine(read_settings(), limit, **conditions)
     if not as_json:
         shown = ("upload_id", "bucket", "key", "reason", "tries", "scored_at", "message")
         rows = [{name: row[name] for name in shown} for row in rows]
-    show_rows(rows, as_json, "Nothing is in quarantine.")
+    show_rows(rows, as_json, _nothing(conditions))
 
 
 @quarantine.command("retry")
@@ -171,7 +188,9 @@ def retry_quarantine(
     if not upload_ids and not any(conditions.values()) and not everything:
         raise typer.BadParameter("name uploads, choose by an option, or say --all")
     result = stages.retry_quarantine(read_settings(), upload_ids or (), **conditions)
-    show(result, as_json, f"{result['waiting']} uploads wait for the next run.")
+    nothing = "None of these is in quarantine." if upload_ids else _nothing(conditions)
+    waiting = result["waiting"]
+    show(result, as_json, f"{waiting} uploads wait for the next run." if waiting else nothing)
 
 
 @quarantine.command("export")
@@ -195,3 +214,10 @@ def _conditions(
     reasons: list[str] | None, bucket: str | None, prefix: str | None, run: str | None
 ) -> dict[str, Any]:
     return {"reasons": reasons or [], "bucket": bucket, "prefix": prefix or "", "run_id": run}
+
+
+def _nothing(conditions: dict[str, Any]) -> str:
+    """What to say where nothing was found: a reason with a slip of the pen finds nothing either."""
+    if any(conditions.values()):
+        return "Nothing in quarantine fits these options; without them `list` shows all of it."
+    return "Nothing is in quarantine."

@@ -6,14 +6,18 @@ import typer
 
 from gun_detection.cli.options import AsJson
 from gun_detection.cli.output import err, show, show_rows
+from gun_detection.errors import NotFoundError
 from gun_detection.logs import configure_logging
 from gun_detection.settings import load_settings
 
 keys = typer.Typer(help="API keys of the predict service.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Who uses it; goes into the log.")]
+# A hundred years; no date is much later than the year 9999.
+_MOST_DAYS = 36_500
 Days = Annotated[
-    int | None, typer.Option(min=0, help="Days until its last one; without end by default.")
+    int | None,
+    typer.Option(min=0, max=_MOST_DAYS, help="Days until its last one; without end by default."),
 ]
 
 
@@ -69,17 +73,22 @@ def new(
 
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """The keys in the file, without the keys."""
-    from gun_detection.serving.keys import SCOPES, keys_file, read_keys, today
+    """The keys in the file and in GUN_DETECTION_SERVE_KEYS, without the keys."""
+    from gun_detection.serving.keys import SCOPES, given_keys, keys_file, read_keys, today
 
+    settings = load_settings()
+    path = keys_file(settings)
+    places = {str(path): read_keys(path), "GUN_DETECTION_SERVE_KEYS": given_keys(settings)}
     rows = [
         {
             "name": key.name,
             "scopes": ", ".join(scope for scope in SCOPES if scope in key.scopes),
             "last_day": str(key.end) if key.end else "never ends",
             "valid": key.valid(today()),
+            "where": place,
         }
-        for key in read_keys(keys_file(load_settings()))
+        for place, keys in places.items()
+        for key in keys
     ]
     show_rows(rows, as_json, "There is no API key yet: gun-detection keys new NAME")
 
@@ -88,11 +97,13 @@ def list_keys(as_json: AsJson = False) -> None:
 def rotate(
     name: Name,
     overlap_days: Annotated[
-        int, typer.Option(min=0, help="How long the key before stays valid.")
+        int, typer.Option(min=0, max=_MOST_DAYS, help="How long the key before stays valid.")
     ] = 7,
     days: Annotated[
         int | None,
-        typer.Option(min=0, help="Days until its last one; as many as before by default."),
+        typer.Option(
+            min=0, max=_MOST_DAYS, help="Days until its last one; as many as before by default."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -110,11 +121,15 @@ def rotate(
 @keys.command()
 def revoke(name: Name, as_json: AsJson = False) -> None:
     """Remove all keys of a name; a running service refuses them within a second or two."""
-    from gun_detection.serving.keys import Key, keys_file, revoke_key
+    from gun_detection.serving.keys import given_keys, keys_file, revoke_key
 
     settings = load_settings()
-    removed = revoke_key(keys_file(settings), name)
-    given = settings.serve_keys.get_secret_value() if settings.serve_keys else ""
-    if any(Key.parse(entry).name == name for entry in given.split()):
-        err.print(f"a key {name} in GUN_DETECTION_SERVE_KEYS goes on: take it out there")
+    goes_on = any(key.name == name for key in given_keys(settings))
+    hint = f"a key {name} in GUN_DETECTION_SERVE_KEYS goes on: take it out there"
+    try:
+        removed = revoke_key(keys_file(settings), name)
+    except NotFoundError as error:
+        raise NotFoundError(f"{error.message}; {hint}") if goes_on else error from None
+    if goes_on:
+        err.print(hint)
     show({"revoked": removed}, as_json)

@@ -23,7 +23,14 @@ from gun_detection.detector.architectures import (
     select_device,
 )
 from gun_detection.detector.cuda import CudaDetector
-from gun_detection.detector.engines import CPU_ENGINES, GPU_BATCH, GPU_STREAMS, REFERENCE, cores
+from gun_detection.detector.engines import (
+    CPU_ENGINES,
+    GPU_BATCH,
+    GPU_ENGINES,
+    GPU_STREAMS,
+    REFERENCE,
+    cores,
+)
 from gun_detection.detector.inference import Predictor
 from gun_detection.detector.running import DetectorEngine, one_thread_each, reference, runnable
 from gun_detection.errors import ModelError, SettingsError
@@ -165,7 +172,12 @@ def device_of(engine: str) -> torch.device:
 
 
 def require_runnable(engine: str) -> None:
-    """Raise `SettingsError` for an engine that this machine cannot run."""
+    """Raise `SettingsError` for an engine that there is not, or that this machine cannot run."""
+    known = GPU_ENGINES + CPU_ENGINES
+    if engine not in known:
+        raise SettingsError(
+            f"there is no engine {engine!r}: choose from auto, {REFERENCE}, {', '.join(known)}"
+        )
     device = device_of(engine)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(

@@ -48,7 +48,8 @@ _MEANINGS = {
     415: "No form, or no JPEG, PNG, WebP or BMP in it.",
     422: "No such field, a parameter out of its range, or a picture that cannot be used.",
     429: "Too many pictures: Retry-After says when there is room.",
-    503: "No model yet, too much to do, or a server away: Retry-After says when to come again.",
+    503: "No model yet, too much to do, or a server away: Retry-After says when to come again, "
+    "and where there is none, that does not help.",
 }
 
 bearer = HTTPBearer(auto_error=False, description="An API key as `gun-detection keys` makes them.")

@@ -126,8 +126,7 @@ class KeyRing:
     """The keys of the settings and of their file, which may change at any time."""
 
     def __init__(self, settings: Settings) -> None:
-        given = settings.serve_keys.get_secret_value() if settings.serve_keys else ""
-        self._fixed = [Key.parse(entry) for entry in given.split()]
+        self._fixed = given_keys(settings)
         self._file = keys_file(settings)
         self._looked, self._stamp = 0.0, _stamp(self._file)
         self._keys = self._index()
@@ -155,6 +154,12 @@ class KeyRing:
 
     def _index(self) -> dict[str, Key]:
         return {key.sha256: key for key in [*self._fixed, *read_keys(self._file)]}
+
+
+def given_keys(settings: Settings) -> list[Key]:
+    """The keys of the settings themselves; raises `SettingsError` for a damaged entry."""
+    given = settings.serve_keys.get_secret_value() if settings.serve_keys else ""
+    return [Key.parse(entry) for entry in given.split()]
 
 
 def keys_file(settings: Settings) -> Path:

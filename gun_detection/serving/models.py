@@ -15,12 +15,12 @@ from gun_detection.batching import Batcher
 from gun_detection.database import open_session
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import Engine, detect, shape_class
-from gun_detection.errors import GunDetectionError, ModelError
+from gun_detection.errors import GunDetectionError, ServiceUnavailableError, TerminalError
 from gun_detection.release.champion import get_model, require_storable
 from gun_detection.release.packages import engine_for, open_engine, open_file_engine
 from gun_detection.serving.answers import ModelCard
 from gun_detection.serving.metrics import BATCH, MODEL, STALE
-from gun_detection.serving.refusals import busy
+from gun_detection.serving.refusals import busy, refusal_of
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 
@@ -98,7 +98,11 @@ class ModelKeeper:
     def serving(self) -> ServedModel:
         """What answers now; raises `Refusal` (503) where there is nothing yet."""
         if self._serving is None:
-            reason = self._trouble.reason if self._trouble else "STARTING"
+            trouble = self._trouble
+            if isinstance(trouble, TerminalError) and trouble.reason != "NO_CHAMPION":
+                # It looks again and again, but a person has to change something first.
+                raise refusal_of(trouble)
+            reason = trouble.reason if trouble else "STARTING"
             message = "there is no champion yet" if reason == "NO_CHAMPION" else "no model is ready"
             raise busy(f"{message}: try again", self._settings.serve_refresh_seconds, reason)
         return self._serving
@@ -128,7 +132,9 @@ class ModelKeeper:
         except Exception as error:
             # Whatever it is: who stops looking serves an old champion for ever.
             logger.exception("no other model can be served")
-            self._trouble = ModelError(f"it cannot be loaded: {error}", reason="LOAD_FAILED")
+            message = f"it cannot be loaded: {error}"
+            # A full disk, or too little memory, may pass.
+            self._trouble = ServiceUnavailableError(message, reason="LOAD_FAILED")
             STALE.set(before is not None)
             return
         self._trouble = None

@@ -114,6 +114,12 @@ def _log_uvicorn() -> None:
 def _check(settings: Settings) -> None:
     keys = KeyRing(settings)
     RateLimit(settings, None)
+    threshold, floor = settings.serve_threshold, settings.score_floor
+    if threshold is not None and threshold < floor:
+        raise SettingsError(
+            f"GUN_DETECTION_SERVE_THRESHOLD ({threshold:g}) is below GUN_DETECTION_SCORE_FLOOR "
+            f"({floor:g}), below which nothing is found: raise it, or lower that one"
+        )
     if settings.serve_store != "never":
         _check_scored(settings)
     if follows_champion(settings):

@@ -9,7 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gun_detection.errors import GunDetectionError, SettingsError
+from gun_detection.errors import (
+    GunDetectionError,
+    ServiceUnavailableError,
+    SettingsError,
+    TerminalError,
+)
 from gun_detection.images import DecodeLimits, read_header
 from gun_detection.serving.answers import BatchItem, Detection, Failure, Prediction
 from gun_detection.serving.keys import Key, KeyRing
@@ -141,11 +146,17 @@ class Service:
                     self._storing, self._put, data
                 )
         except TimeoutError:
-            message, reason = f"it took longer than {_STORE_SECONDS:g} s", "SERVICE_UNAVAILABLE"
+            trouble: GunDetectionError = ServiceUnavailableError(
+                f"it took longer than {_STORE_SECONDS:g} s"
+            )
         except GunDetectionError as error:
-            message, reason = error.message, error.reason
-        logger.error("a picture could not be stored: %s", message)
-        raise busy("the picture could not be stored: try again", 10, reason)
+            trouble = error
+        logger.error("a picture could not be stored: %s", trouble.message)
+        message = "the picture could not be stored"
+        if isinstance(trouble, TerminalError):
+            # No rights, or no bucket: that does not pass by itself.
+            raise Refusal(503, trouble.reason, f"{message}: ask the service's operator")
+        raise busy(f"{message}: try again", 10, trouble.reason)
 
     def _put(self, data: bytes) -> str:
         assert self._storage is not None, "whether pictures are stored was asked before"

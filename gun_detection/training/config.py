@@ -239,7 +239,7 @@ def resolve_config(
         for parent in parents:
             target = target.get(parent) if isinstance(target, dict) else None
         if not isinstance(target, dict) or last not in target:
-            raise SettingsError(f"unknown training value {key!r}: see `gun-detection train --help`")
+            raise SettingsError(f"unknown training value {key!r}: see docs/recipes.md")
         target[last] = value
     try:
         config = TrainingConfig.model_validate(values)

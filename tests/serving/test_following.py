@@ -16,16 +16,19 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from embedded import postgres
 from embedded.servers import Servers
 from gun_detection.database import open_session
+from gun_detection.errors import ServiceUnavailableError, SettingsError
 from gun_detection.release.champion import promote, rollback
 from gun_detection.release.registry import publish
 from gun_detection.serving import models as serving_models
 from gun_detection.serving.keys import new_key
 from gun_detection.serving.refusals import Refusal
+from gun_detection.serving.service import Service
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
@@ -281,15 +284,42 @@ def test_a_storage_that_hangs_keeps_only_those_waiting_who_store(
             assert post("false").is_success
 
 
+def test_who_stores_is_not_told_to_try_again_what_the_storage_refuses(settings: Settings) -> None:
+    wrong = {"serve_store": "asked", "s3_secret_access_key": SecretStr("wrong")}
+
+    async def store() -> Refusal:
+        service = Service(settings.model_copy(update=wrong), None)
+        with pytest.raises(Refusal) as refused:
+            await service._store(PICTURE)
+        await service.stop()
+        return refused.value
+
+    refusal = asyncio.run(store())
+    assert (refusal.status, refusal.reason, refusal.headers) == (503, "ACCESS_DENIED", {})
+    assert "operator" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "passes"),
+    [
+        (OSError(28, "No space left on device"), "LOAD_FAILED", True),
+        (SettingsError("the threshold is below the floor"), "SETTINGS", False),
+        (ServiceUnavailableError("nothing answers"), "SERVICE_UNAVAILABLE", True),
+    ],
+)
 def test_whatever_goes_wrong_the_champion_is_looked_for_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    reason: str,
+    passes: bool,
 ) -> None:
     quick = settings.model_copy(update={"serve_refresh_seconds": 0.01})
     looked: list[int] = []
 
     def load(*_: object) -> None:
         looked.append(1)
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(serving_models, "_load", load)
 
@@ -300,7 +330,10 @@ def test_whatever_goes_wrong_the_champion_is_looked_for_again(
             await asyncio.sleep(0.01)
         with pytest.raises(Refusal) as refused:
             _ = keeper.serving
-        assert refused.value.reason == "LOAD_FAILED"
+        assert refused.value.reason == reason
+        # Clients come again where they are told when.
+        assert ("Retry-After" in refused.value.headers) is passes
+        assert ("ask its operator" in refused.value.message) is not passes
         await keeper.stop()
 
     asyncio.run(asyncio.wait_for(follow(), 30))

@@ -171,16 +171,24 @@ def test_settings_and_file_both_count(path: Path) -> None:
 def test_a_revoked_name_that_the_environment_has_too_is_told(path: Path) -> None:
     key = new_key("two-places", ["predict"], None)[1]
     add_key(path, key)
-    run = subprocess.run(
-        [PROGRAM, "keys", "revoke", "two-places"],
-        env=os.environ
-        | {"GUN_DETECTION_SERVE_KEYS_FILE": str(path), "GUN_DETECTION_SERVE_KEYS": str(key)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "GUN_DETECTION_SERVE_KEYS goes on" in run.stderr
+    places = {"GUN_DETECTION_SERVE_KEYS_FILE": str(path), "GUN_DETECTION_SERVE_KEYS": str(key)}
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [PROGRAM, "keys", *arguments]
+        return subprocess.run(
+            command, env=os.environ | places, capture_output=True, text=True, check=False
+        )
+
+    def listed() -> list[str]:
+        return [row["where"] for row in json.loads(run("list", "--json").stdout)]
+
+    assert listed() == [str(path), "GUN_DETECTION_SERVE_KEYS"]
+    revoked = run("revoke", "two-places")
+    assert (revoked.returncode, "GUN_DETECTION_SERVE_KEYS goes on" in revoked.stderr) == (0, True)
     assert read_keys(path) == []
+    assert listed() == ["GUN_DETECTION_SERVE_KEYS"]
+    again = run("revoke", "two-places")
+    assert (again.returncode, "GUN_DETECTION_SERVE_KEYS goes on" in again.stderr) == (1, True)
 
 
 def test_keys_and_entries_are_whole_in_narrow_windows() -> None:

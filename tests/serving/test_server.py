@@ -98,6 +98,7 @@ def test_stopped_service_leaves_no_folder_behind(
             "GUN_DETECTION_SOURCES_FILE /nowhere.yaml cannot be read",
         ),
         ({"CONFIDENCE_THRESHOLD": "2"}, "GUN_DETECTION_SERVE_THRESHOLD"),
+        ({"CONFIDENCE_THRESHOLD": "0.01"}, "GUN_DETECTION_SERVE_THRESHOLD (0.01) is below"),
         ({"MAX_IMAGE_SIZE": "10"}, "GUN_DETECTION_SERVE_MAX_BYTES"),
         ({"MODEL_PATH": "/nowhere.pth"}, "there is no weights file /nowhere.pth"),
         ({"MODEL_PATH": __file__ + ".pth"}, "there is no weights file"),
