@@ -34,7 +34,7 @@ Jobs = Annotated[
     typer.Option(min=1, help="Shards scored at the same time; a fast GPU has time for several."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Score more than the cap without asking.")]
-Model = Annotated[str, typer.Option(help="Model version that scores.")]
+Model = Annotated[str, typer.Option(help="Version that scores; one that is or was champion.")]
 Reasons = Annotated[
     list[str] | None, typer.Option("--reason", help="Reason code; may be given several times.")
 ]
