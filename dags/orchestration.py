@@ -67,27 +67,19 @@ def _setting(name: str, default: float) -> float:
 
 # More than any setting may be, and not what a duration cannot hold.
 _MOST = 1e6
-_LATE_HOURS = _setting("LATE_HOURS", 6)
-
-
-def late_after(hours: float) -> DeadlineAlert | None:
-    """Have people told of a run that goes on for so long; None where nobody wants to hear."""
-    if _LATE_HOURS == 0:
-        return None
-    return DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
-        interval=timedelta(hours=hours),
-        callback=SyncCallback(LateRun, {"hours": hours}),
-    )
-
-
 # Where the pictures of a night are at stake, a run that hangs is told of long before its tasks time
-# out: in Airflow nothing else ends it.
-DEADLINE = late_after(_LATE_HOURS)
-# No task of learning goes on for longer, in hours. With a person's answer, and with what else there
-# is to do, a run that has not ended then hangs, or waits for what will not come.
-LONGEST_HOURS = 24.0
-LEARNING_DEADLINE = late_after(LONGEST_HOURS + _setting("APPROVAL_HOURS", 24) + _LATE_HOURS)
+# out: in Airflow nothing else ends it. A run with a deadline cannot be cleared unless it ended well
+# (https://github.com/apache/airflow/issues/70368), so that nothing else has one.
+_LATE_HOURS = _setting("LATE_HOURS", 6)
+DEADLINE = (
+    DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(hours=_LATE_HOURS),
+        callback=SyncCallback(LateRun, {"hours": _LATE_HOURS}),
+    )
+    if _LATE_HOURS > 0
+    else None
+)
 SCORING_TASKS = max(1, int(_setting("SCORING_TASKS", 2)))
 SCORING_QUEUE = os.environ.get("GUN_DETECTION_SCORING_QUEUE") or "default"
 _WATCH_SECONDS = _setting("WATCH_SECONDS", 20)

@@ -9,8 +9,6 @@ from orchestration import (
     CHAMPION,
     COMMENT,
     DEFAULT_ARGS,
-    LEARNING_DEADLINE,
-    LONGEST_HOURS,
     SCORING_QUEUE,
     TELL,
     TRAINING_DATA,
@@ -23,7 +21,7 @@ from orchestration import (
     progress_log,
 )
 
-_LONGEST = timedelta(hours=LONGEST_HOURS)
+_LONGEST = timedelta(hours=24)
 DOC = """
 ### Train, evaluate, gate, approve, promote
 
@@ -48,7 +46,6 @@ button of **train** the curves.
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
     on_failure_callback=TELL,
-    deadline=LEARNING_DEADLINE,
     tags=["gun-detection", "training"],
     doc_md=DOC,
     params={
