@@ -52,9 +52,9 @@ def gate(
     rules = load_policy(policy or settings.gate_policy)
     storage = Storage(settings)
     with open_session(settings) as session:
-        dataset_id = get_dataset(session, dataset_id).id
         model, champion = get_model(session, candidate), current_champion(session)
         require_weights(model)
+        dataset_id = get_dataset(session, dataset_id).id
     versions = [version for version in (model, champion) if version is not None]
     rows = [evaluate_version(version, dataset_id, settings, storage) for version in versions]
     for other in rows[1:]:
