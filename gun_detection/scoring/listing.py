@@ -51,13 +51,13 @@ def note_uploads(source: Source, settings: Settings, storage: Storage, *, wait: 
     counts = Listed()
     with _alone(source.bucket, settings, wait=wait):
         began, made_at = datetime.now(UTC), None
+        live = source.inventory is None
         if source.inventory is not None:
             where, made_at = locate(storage, source.inventory)
             source = source.model_copy(update={"inventory": where})
         wanted = _wanted(_objects(source, settings, storage), source, counts)
         while chunk := list(islice(wanted, _CHUNK)):
             with open_session(settings) as session:
-                live = source.inventory is None
                 _note(session, source.bucket, chunk, counts, live=live, made_at=made_at)
         if source.partitions is not None:
             _note_listing(source, began, settings)

@@ -436,15 +436,3 @@ def test_a_later_inventory_shows_what_is_there_again_however_old_it_is(
             "SELECT l.outcome FROM upload u JOIN ledger l ON l.upload_id = u.id WHERE u.current"
         )
         assert session.scalars(text(current)).all() == ["scored"]
-
-
-def test_a_version_between_two_times_of_another_is_old(settings: Settings) -> None:
-    bucket = settings.uploads_bucket
-    first = StoredObject(bucket, "a", 1, "a", NOON)
-    between = StoredObject(bucket, "a", 1, "b", NOON + timedelta(hours=1))
-    again = StoredObject(bucket, "a", 1, "a", NOON + timedelta(hours=2))
-    for item in (first, again, between):
-        note_objects(bucket, [item], settings)
-    with open_session(settings) as session:
-        uploads = session.execute(text("SELECT etag, current FROM upload")).all()
-    assert [tuple(upload) for upload in uploads] == [("a", True)]

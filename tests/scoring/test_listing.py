@@ -130,6 +130,16 @@ def test_old_news_change_nothing_about_what_is_newer(settings: Settings) -> None
     assert rows(settings, current) == [("first", True, True), ("second", False, False)]
 
 
+def test_a_version_between_two_times_of_another_is_old(settings: Settings) -> None:
+    bucket = settings.uploads_bucket
+    first = StoredObject(bucket, "a", 1, "a", datetime(2026, 1, 1, tzinfo=UTC))
+    again = replace(first, last_modified=datetime(2026, 1, 3, tzinfo=UTC))
+    between = replace(first, etag="b", last_modified=datetime(2026, 1, 2, tzinfo=UTC))
+    for item in (first, again, between):
+        note_objects(bucket, [item], settings)
+    assert rows(settings, "SELECT etag, current FROM upload") == [("a", True)]
+
+
 def test_an_inventory_that_is_read_again_brings_nothing_back(
     note: Callable[..., Listed],
     plan: Callable[..., Plan],
