@@ -19,9 +19,11 @@ from pathlib import Path
 import pytest
 from psycopg2 import sql
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from embedded import postgres
 from embedded.servers import Servers
+from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion
 from gun_detection.errors import ServiceUnavailableError, TerminalError, TransientError
 from gun_detection.release.packages import package_key
@@ -35,6 +37,16 @@ from tests.scoring.conftest import count, rows, upload
 
 # A server of S3 takes a quarter of an hour either way.
 LEASE, MINUTES, HOUR = 300, 600, 3600
+# How long each lease that is written has left, by the database's clock.
+_NOTE_LEASES = """
+CREATE TABLE noted (seconds float);
+CREATE FUNCTION note_lease() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO noted VALUES (EXTRACT(EPOCH FROM NEW.lease_until - clock_timestamp()));
+    RETURN NEW;
+END $$;
+CREATE TRIGGER note BEFORE UPDATE OF lease_until ON shard FOR EACH ROW
+WHEN (NEW.lease_until IS NOT NULL) EXECUTE FUNCTION note_lease();
+"""
 
 
 @contextmanager
@@ -229,16 +241,11 @@ def test_a_clock_that_jumps_moves_no_lease(
     short = settings.model_copy(update={"shard_lease_seconds": LEASE})
     monkeypatch.setenv("FAULT", jump(point, seconds, tmp_path / "jumped"))
     monkeypatch.setenv("LD_PRELOAD", str(clock))
-    # By the database's clock: not now(), which is of a time before the row is read, and before
-    # what the worker may have written to it meanwhile.
-    left: list[float] = []
-
-    def look(done: int, total: int) -> None:
-        rest = "SELECT EXTRACT(EPOCH FROM lease_until - clock_timestamp())::float FROM shard"
-        left.extend(value for (value,) in rows(settings, rest) if value is not None)
-
-    supervise.score_shard(short, shard, look)
+    with open_session(settings) as session:
+        session.execute(text(_NOTE_LEASES))
+    supervise.score_shard(short, shard)
     assert (tmp_path / "jumped").exists(), "no clock has jumped"
+    left = [value for (value,) in rows(settings, "SELECT seconds FROM noted")]
     assert left
     assert all(0 < value <= LEASE for value in left)
     check(settings, pictures)
