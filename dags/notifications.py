@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 WEBHOOK, EMAIL = "gun_detection_webhook", "gun_detection_email"
 _TIMEOUT = 10
+_UNDER_WAY = {"queued", "running"}
 # Beside a task's result: what its error said, at most so many characters, and of so many tasks.
 _WHY, _LONGEST, _MOST = "why", 1000, 5
 _PAUSE = 5.0
@@ -132,6 +133,9 @@ class LateRun(BaseNotifier):
 
     def notify(self, context: Any) -> None:
         late = context["dag_run"]
+        # Airflow takes a deadline back only of a run that ended well; of others `FailedRun` told.
+        if late["state"] not in _UNDER_WAY:
+            return
         dag_id, run_id = late["dag_id"], late["dag_run_id"]
         _tell(
             f"{dag_id} has not ended after {self.hours:g} hours",

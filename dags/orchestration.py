@@ -20,9 +20,10 @@ from airflow.sdk import (
     RetryRule,
 )
 from airflow.sdk.definitions.callback import SyncCallback
-from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from airflow.sdk.definitions.deadline import DeadlineAlert
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from notifications import Announcement, FailedRun, LargeRun, LateRun, keep_reason
+from run_deadline import RunMade
 from uploads_trigger import UploadsTrigger
 
 from gun_detection.errors import TransientError
@@ -68,12 +69,11 @@ def _setting(name: str, default: float) -> float:
 # More than any setting may be, and not what a duration cannot hold.
 _MOST = 1e6
 # Where the pictures of a night are at stake, a run that hangs is told of long before its tasks time
-# out: in Airflow nothing else ends it. A run with a deadline cannot be cleared unless it ended well
-# (https://github.com/apache/airflow/issues/70368), so that nothing else has one.
+# out: in Airflow nothing else ends it.
 _LATE_HOURS = _setting("LATE_HOURS", 6)
 DEADLINE = (
     DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        reference=RunMade(),
         interval=timedelta(hours=_LATE_HOURS),
         callback=SyncCallback(LateRun, {"hours": _LATE_HOURS}),
     )

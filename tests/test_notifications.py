@@ -143,6 +143,13 @@ def test_a_late_run_is_named() -> None:
     assert url == f"http://ui/dags/score_uploads/runs/{run}"
 
 
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_run_that_has_ended_is_not_late(state: str) -> None:
+    with receive() as receiver:
+        notify("late", webhook(receiver.port), dag_id="score_uploads", dag_run_id="a", state=state)
+        assert receiver.messages == []
+
+
 def test_nothing_is_said_without_a_connection() -> None:
     assert "could not tell" not in notify("promoted", {})
 

@@ -83,6 +83,17 @@ def test_a_run_that_hangs_is_told_of(platform: RunningPlatform) -> None:
     assert unquote(url) == f"{platform.airflow.url}/dags/score_uploads/runs/{run_id}"
 
 
+@pytest.mark.usefixtures("champion")
+def test_a_failed_run_is_cleared(platform: RunningPlatform) -> None:
+    scope = {"bucket": platform.settings.uploads_bucket, "prefix": "cleared/"}
+    run_id = platform.airflow.trigger("score_uploads", scope)
+    page = f"/dags/score_uploads/dagRuns/{run_id}"
+    platform.airflow.request("PATCH", page, json={"state": "failed"})
+    everything = {"dry_run": False, "only_failed": False}
+    platform.airflow.request("POST", f"{page}/clear", json=everything)
+    assert wait(platform, run_id) == "success"
+
+
 @pytest.fixture(scope="module")
 def killed(platform: RunningPlatform, champion: dict[str, Any]) -> str:
     """A retrain run whose training was killed and went on, and whose candidate was rejected."""
