@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
@@ -52,8 +52,22 @@ CHAMPION = Asset("champion", uri="gun-detection://champion", group="gun-detectio
 DETECTIONS = Asset("detections", uri="gun-detection://detections", group="gun-detection")
 
 
+def _since() -> datetime | None:
+    """When the platform was made; a wrong date is refused by the tasks."""
+    try:
+        since = datetime.fromisoformat(os.environ.get("GUN_DETECTION_SINCE", ""))
+    except ValueError:
+        return None
+    return since if since.tzinfo else since.replace(tzinfo=UTC)
+
+
+# The last run that was missed since then is made up for. Airflow does so only after a first one,
+# which a machine that is off at night would never have.
+SINCE = _since()
+
+
 def at_hours(cron: str) -> CronTriggerTimetable:
-    """A schedule in UTC whose first run is the next: not one that was missed before all began."""
+    """A schedule in UTC whose first run, where `SINCE` is not known, is the next."""
     return CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(0))
 
 

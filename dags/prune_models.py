@@ -3,7 +3,7 @@
 from typing import Any
 
 from airflow.sdk import Param, dag, task
-from orchestration import DEFAULT_ARGS, TELL, at_hours
+from orchestration import DEFAULT_ARGS, SINCE, TELL, at_hours
 
 DOC = """
 ### Delete the weights of old model versions
@@ -16,6 +16,7 @@ or a person is busy with. Records, cards and reports stay.
 
 @dag(
     schedule=at_hours("0 5 * * 0"),
+    start_date=SINCE,
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,

@@ -1,7 +1,7 @@
 """Score history again with a new champion, the newest uploads first."""
 
 from airflow.sdk import AssetOrTimeSchedule, dag
-from orchestration import CHAMPION, DEADLINE, DEFAULT_ARGS, TELL, at_hours
+from orchestration import CHAMPION, DEADLINE, DEFAULT_ARGS, SINCE, TELL, at_hours
 from scoring import PARAMS, scoring_tasks
 
 DOC = """
@@ -19,6 +19,7 @@ in the database for good.
 
 @dag(
     schedule=AssetOrTimeSchedule(timetable=at_hours("0 5 * * *"), assets=[CHAMPION]),
+    start_date=SINCE,
     catchup=False,
     max_active_runs=1,
     # Where workers are few, higher ranks go first.

@@ -10,6 +10,7 @@ from orchestration import (
     COMMENT,
     DEFAULT_ARGS,
     SCORING_QUEUE,
+    SINCE,
     TELL,
     TRAINING_DATA,
     Approve,
@@ -42,6 +43,7 @@ button of **train** the curves.
 
 @dag(
     schedule=at_hours("0 1 * * *"),
+    start_date=SINCE,
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,

@@ -1,7 +1,7 @@
 """Score every upload that no model has scored."""
 
 from airflow.sdk import AssetOrTimeSchedule, dag
-from orchestration import DEADLINE, DEFAULT_ARGS, SCORING_TASKS, TELL, UPLOADS, at_hours
+from orchestration import DEADLINE, DEFAULT_ARGS, SCORING_TASKS, SINCE, TELL, UPLOADS, at_hours
 from scoring import PARAMS, scoring_tasks
 
 DOC = """
@@ -21,6 +21,7 @@ looked at it. What an earlier champion has scored is the work of `rescore_upload
 
 @dag(
     schedule=AssetOrTimeSchedule(timetable=at_hours("0 3 * * *"), assets=[UPLOADS]),
+    start_date=SINCE,
     catchup=False,
     max_active_runs=1,
     # Of one run; Airflow's default would be the limit otherwise.

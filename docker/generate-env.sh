@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes .env from .env.example with a new random value for every variable that is empty there.
+# Writes .env from .env.example with a new random value for every variable that is empty there, and
+# the present time for SINCE.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -20,6 +21,7 @@ while IFS= read -r line; do
             secret=$(openssl rand -base64 32)
             secret=$(echo "$secret" | tr '+/' '-_')
             ;;
+        SINCE=) secret=$(date -u +%Y-%m-%dT%H:%M:%SZ) ;;
         [A-Z]*=) secret=$(openssl rand -hex 32) ;;
         *) secret= ;;
     esac

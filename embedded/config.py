@@ -10,6 +10,7 @@ import tempfile
 from base64 import urlsafe_b64encode
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,7 +130,10 @@ def _fernet_key() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Every secret of one platform, made once; `identity` names it outside its state folder."""
+    """Every secret of one platform, made once; `identity` names it outside its state folder.
+
+    `since` is when that was, as ISO 8601 has it.
+    """
 
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
     postgres_password: str = field(default_factory=_secret, repr=False)
@@ -144,6 +148,7 @@ class Credentials:
     passwords: dict[str, str] = field(
         default_factory=lambda: {user: _secret() for user in USERS}, repr=False
     )
+    since: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ def library_environment(platform: Platform, server: PostgresServer) -> dict[str,
         "UPLOADS_BUCKET": UPLOADS_BUCKET,
         "PUBLIC_URL": platform.airflow_url,
         "TENSORBOARD_URL": platform.tensorboard_url,
+        "SINCE": credentials.since,
     }
     return {PREFIX + name: value for name, value in values.items()}
 

@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
 
@@ -162,6 +163,11 @@ class Settings(BaseSettings):
         ge=0,
         le=_DAY,
         description="Pause between two looks for new uploads; 0: they wait for the night.",
+    )
+    since: datetime | None = Field(
+        None,
+        description="When the platform was made, in UTC: of the runs by the clock that were missed "
+        "since then, each DAG makes up for the last. Without it, not before its first run.",
     )
     late_hours: float = Field(
         6.0,

@@ -1,7 +1,7 @@
 """From when on a run is late, told so that the run can be cleared all the same."""
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk.definitions.deadline import BaseDeadlineReference
@@ -22,4 +22,4 @@ class RunDeadline(AirflowPlugin):
     """Apart from the pages: without it, no run of a DAG with a deadline is made."""
 
     name = "gun_detection_run_deadline"
-    deadline_references: ClassVar[list[Any]] = [RunMade]
+    deadline_references = [RunMade]  # noqa: RUF012 -- as Airflow wants it

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.serialization.encoders import coerce_to_core_timetable
 from airflow.timetables import trigger
 from airflow.timetables.base import TimeRestriction
-first = {{}}
+made_up = {{}}
 for dag in DagBag({folder!r}).dags.values():
     timetable = getattr(dag.timetable, "timetable", dag.timetable)
     if not hasattr(timetable, "expression"):
@@ -158,20 +159,33 @@ for dag in DagBag({folder!r}).dags.values():
     # Half an hour after a run that would have been.
     run = schedule._align_to_prev(timezone.utcnow())
     trigger.utcnow = lambda: run + timedelta(minutes=30)
-    anything = TimeRestriction(None, None, False)
-    first[dag.dag_id] = schedule.next_dagrun_info(
-        last_automated_data_interval=None, restriction=anything
-    ).run_after > run
-print(json.dumps(first))
+    first = schedule.next_dagrun_info(
+        last_automated_data_interval=None,
+        restriction=TimeRestriction(dag.start_date, None, False),
+    )
+    made_up[dag.dag_id] = first.run_after == run
+print(json.dumps(made_up))
 """
 
 
-def test_a_new_platform_does_not_run_what_it_missed() -> None:
-    code = _FIRST_RUNS.format(folder=str(DAGS))
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("since", "missed"),
+    [("", False), ("once", False), ("now", False), ("2026-01-01", True), ("2026-01-01T12Z", True)],
+)
+def test_a_platform_makes_up_for_what_it_missed_and_a_new_one_for_nothing(
+    since: str, missed: bool
+) -> None:
+    made = datetime.now(UTC).isoformat() if since == "now" else since
+    ran = subprocess.run(
+        [sys.executable, "-c", _FIRST_RUNS.format(folder=str(DAGS))],
+        env=dict(os.environ) | {"GUN_DETECTION_SINCE": made},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr
     names = ("prune_models", "rescore_uploads", "retrain", "score_uploads")
-    assert json.loads(ran.stdout.strip().splitlines()[-1]) == dict.fromkeys(names, True)
+    assert json.loads(ran.stdout.strip().splitlines()[-1]) == dict.fromkeys(names, missed)
 
 
 _CHECK_NEED = """

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from embedded.config import REPOSITORY
-from gun_detection.settings import PREFIX, Settings
+from gun_detection.settings import PREFIX, Settings, load_settings
 
 COMPOSE = REPOSITORY / "docker-compose.yaml"
 DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
@@ -76,6 +77,9 @@ def test_generated_secrets_are_private_different_and_kept(project: Path) -> None
     assert len(set(secrets)) == len(SECRETS)
     assert min(map(len, secrets)) >= 44
     assert (project / ".env").stat().st_mode & 0o777 == 0o600
+    since = load_settings({"GUN_DETECTION_SINCE": values["SINCE"]}).since
+    assert since is not None
+    assert timedelta(0) <= datetime.now(UTC) - since < timedelta(minutes=10)
     script = ["sh", project / "docker" / "generate-env.sh"]
     again = subprocess.run(script, capture_output=True, check=False)
     assert again.returncode == 1
