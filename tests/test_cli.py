@@ -125,6 +125,9 @@ def test_the_loop_by_hand(
         code, output, _ = cli("quarantine", command, "--reason", "not_image")
         assert (code, "Nothing in quarantine fits" in output) == (0, True)
     assert "Nothing" not in cli("quarantine", "list", "--reason", "NOT_IMAGE")[1]
+    for option in (["--reason", "NOT_IMAGE"], ["--all"]):
+        code, _, errors = cli("quarantine", "retry", "1", *option)
+        assert (code, "not both" in errors) == (2, True)
 
     assert [row["state"] for row in ok(cli("models", "--json"))] == ["candidate", "champion"]
     written = ok(cli("card", model, "--out", tmp_path / "card", "--json"))["files"]
@@ -133,6 +136,7 @@ def test_the_loop_by_hand(
     pruned = ok(cli("prune", "--keep", 1, "--json"))
     assert pruned["deleted"] == [], "the newest and the champion stay"
     assert [row["dataset"] for row in ok(cli("datasets", "--json"))] == [dataset["dataset_id"]]
+    assert dataset["dataset_id"][:16] in cli("datasets")[1], "in one line, to be copied"
     assert all(check["ok"] for check in ok(cli("doctor", "--json")))
 
 

@@ -121,7 +121,8 @@ def show_rows(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
 def _table(rows: list[dict[str, Any]]) -> Table:
     # A name that is cut short cannot be copied.
     columns = (
-        Column(name.replace("_", " "), no_wrap=name == "model", overflow="fold") for name in rows[0]
+        Column(name.replace("_", " "), no_wrap=name in ("model", "dataset"), overflow="fold")
+        for name in rows[0]
     )
     table = Table(*columns, box=None)
     for row in rows:

@@ -187,6 +187,8 @@ def retry_quarantine(
     conditions = _conditions(reasons, bucket, prefix, run)
     if not upload_ids and not any(conditions.values()) and not everything:
         raise typer.BadParameter("name uploads, choose by an option, or say --all")
+    if upload_ids and (any(conditions.values()) or everything):
+        raise typer.BadParameter("name uploads, or choose by options: not both")
     result = stages.retry_quarantine(read_settings(), upload_ids or (), **conditions)
     nothing = "None of these is in quarantine." if upload_ids else _nothing(conditions)
     waiting = result["waiting"]
