@@ -19,10 +19,10 @@ from airflow.sdk import (
     RetryAction,
     RetryRule,
 )
-from airflow.sdk.definitions.callback import SyncCallback
+from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from notifications import Announcement, FailedRun, LargeRun, LateRun, keep_reason
+from notifications import Announcement, FailedRun, LargeRun, keep_reason, tell_of_late_run
 from run_deadline import RunMade
 from uploads_trigger import UploadsTrigger
 
@@ -82,18 +82,25 @@ def _setting(name: str, default: float) -> float:
 
 # More than any setting may be, and not what a duration cannot hold.
 _MOST = 1e6
-# Where the pictures of a night are at stake, a run that hangs is told of long before its tasks time
-# out: in Airflow nothing else ends it.
+# What hangs is told of, as not everything that hangs ends: a task that waits for a worker or a pool
+# has no limit of time, and one in native code hears of none.
 _LATE_HOURS = _setting("LATE_HOURS", 6)
-DEADLINE = (
-    DeadlineAlert(
+
+
+def late_after(hours: float) -> DeadlineAlert | None:
+    """The deadline of a DAG of which a run that goes on for longer may hang."""
+    if _LATE_HOURS <= 0:
+        return None
+    return DeadlineAlert(
         reference=RunMade(),
-        interval=timedelta(hours=_LATE_HOURS),
-        callback=SyncCallback(LateRun, {"hours": _LATE_HOURS}),
+        interval=timedelta(hours=hours),
+        callback=AsyncCallback(tell_of_late_run, {"hours": hours}),
     )
-    if _LATE_HOURS > 0
-    else None
-)
+
+
+DEADLINE = late_after(_LATE_HOURS)
+# A training and what comes before and after it may take a day each, and then a person is asked.
+LEARNING_DEADLINE = late_after(_LATE_HOURS + 48 + _setting("APPROVAL_HOURS", 24))
 SCORING_TASKS = max(1, int(_setting("SCORING_TASKS", 2)))
 SCORING_QUEUE = os.environ.get("GUN_DETECTION_SCORING_QUEUE") or "default"
 _WATCH_SECONDS = _setting("WATCH_SECONDS", 20)

@@ -9,6 +9,7 @@ from orchestration import (
     CHAMPION,
     COMMENT,
     DEFAULT_ARGS,
+    LEARNING_DEADLINE,
     SCORING_QUEUE,
     SINCE,
     TELL,
@@ -48,6 +49,7 @@ button of **train** the curves.
     max_active_runs=1,
     default_args=DEFAULT_ARGS,
     on_failure_callback=TELL,
+    deadline=LEARNING_DEADLINE,
     tags=["gun-detection", "training"],
     doc_md=DOC,
     params={

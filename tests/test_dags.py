@@ -59,6 +59,7 @@ print(json.dumps({{
             "queues": {{t.task_id: t.queue for t in dag.tasks}},
             "tasks_at_once": dag.max_active_tasks,
             "late": [alert.interval.total_seconds() / 3600 for alert in dag.deadline or []],
+            "told_by": [type(alert.callback).__name__ for alert in dag.deadline or []],
             "limited": [t.task_id for t in dag.tasks if t.execution_timeout],
         }} for dag in bag.dags.values()
     }},
@@ -126,6 +127,9 @@ def test_a_run_that_hangs_ends_or_is_told_of() -> None:
     for dag_id in ("score_uploads", "rescore_uploads", "ingest_dataset"):
         assert found[dag_id]["late"] == [6]
     learning = found["retrain"]
+    assert learning["late"] == [6 + 48 + 24]
+    # In the triggerer: the executor of Kubernetes takes none, which ends the scheduler.
+    assert {told for dag in found.values() for told in dag["told_by"]} == {"AsyncCallback"}
     assert {task for task, pool in learning["pools"].items() if pool == "gpu"} == set(
         learning["limited"]
     )

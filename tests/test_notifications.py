@@ -18,17 +18,17 @@ from tests.integration.receiver import receive
 
 # As the task runner has it: DAG files on the path, connections from the environment.
 _NOTIFY = """
-import json, sys, types, warnings
+import asyncio, json, sys, types, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, {folder!r})
-from notifications import Announcement, LargeRun, LateRun
+from notifications import Announcement, LargeRun, tell_of_late_run
 event, result, answer = json.loads(sys.stdin.read())
 task = types.SimpleNamespace(xcom_pull=lambda task_ids: result)
 operator = types.SimpleNamespace(generate_link_to_ui=lambda task_instance: "http://ui/approve")
 if event == "large":
     LargeRun("survey").notify({{"ti": task, "task": operator}})
 elif event == "late":
-    LateRun(hours=6.0)({{"dag_run": result}})
+    asyncio.run(tell_of_late_run(hours=6.0, context={{"dag_run": result}}))
 else:
     Announcement(event, "gate", answer=answer).notify({{"ti": task, "task": operator}})
 """
@@ -60,7 +60,7 @@ def notify(
     }
     environment["AIRFLOW__API__BASE_URL"] = "http://ui/"
     ran = subprocess.run(
-        [sys.executable, "-c", _NOTIFY.format(folder=str(REPOSITORY / "dags"))],
+        [sys.executable, "-c", _NOTIFY.format(folder=str(REPOSITORY / "plugins"))],
         input=json.dumps([event, RESULT | changes, answer]),
         env=environment,
         capture_output=True,

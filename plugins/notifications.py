@@ -5,6 +5,7 @@ Each is sent where Airflow has a connection for it, and nothing is said where it
 is an error in the task's log and nothing more.
 """
 
+import logging
 import time
 from html import escape
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from urllib.parse import quote
 from airflow.sdk import BaseHook, BaseNotifier
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
+from asgiref.sync import sync_to_async
+
+logger = logging.getLogger(__name__)
 
 WEBHOOK, EMAIL = "gun_detection_webhook", "gun_detection_email"
 _TIMEOUT = 10
@@ -121,29 +125,25 @@ class FailedRun(BaseNotifier):
         return "\n".join(reasons[:_MOST]) or f"{task.task_id}: its log says why"
 
 
-class LateRun(BaseNotifier):
-    """Says that a run of a DAG goes on for longer than it should, where it may hang.
+async def tell_of_late_run(hours: float, context: Any) -> None:
+    """Say that a run of a DAG goes on for longer than it should, where it may hang.
 
-    For a deadline, whose context is the run as Airflow's API shows it, and nothing else.
+    For a deadline, whose context is the run as Airflow's API shows it, and nothing else. It runs in
+    the triggerer: an executor may be taken up by what hangs, and that of Kubernetes refuses it.
     """
-
-    def __init__(self, hours: float) -> None:
-        super().__init__()
-        self.hours = hours
-
-    def notify(self, context: Any) -> None:
-        late = context["dag_run"]
-        # Airflow takes a deadline back only of a run that ended well; of others `FailedRun` told.
-        if late["state"] not in _UNDER_WAY:
-            return
-        dag_id, run_id = late["dag_id"], late["dag_run_id"]
-        _tell(
-            f"{dag_id} has not ended after {self.hours:g} hours",
-            f"The run {run_id} is {late['state']}: see which of its tasks waits or hangs. "
-            "Another run of this DAG begins only after it.",
-            _page(dag_id, run_id),
-            self.log,
-        )
+    late = context["dag_run"]
+    # Airflow takes a deadline back only of a run that ended well; of others `FailedRun` told.
+    if late["state"] not in _UNDER_WAY:
+        return
+    dag_id, run_id = late["dag_id"], late["dag_run_id"]
+    # In a thread, from which Airflow's connections are asked for by way of the triggerer's loop.
+    await sync_to_async(_tell)(
+        f"{dag_id} has not ended after {hours:g} hours",
+        f"The run {run_id} is {late['state']}: see which of its tasks waits or hangs. "
+        "Another run of this DAG begins only after it.",
+        _page(dag_id, run_id),
+        logger,
+    )
 
 
 def keep_reason(context: Any) -> None:
