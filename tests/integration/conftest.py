@@ -1,6 +1,5 @@
 """A whole platform, with a real Airflow, in a temporary folder and on free ports."""
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ PRESET = "GUN_DETECTION_TRAINING_PRESET"
 # Looked at between the nights; the other bucket is scored when a test says so.
 WATCHED = "watched-uploads"
 LATE_HOURS = "GUN_DETECTION_LATE_HOURS"
-APPROVAL_HOURS, WEBHOOK = "GUN_DETECTION_APPROVAL_HOURS", "AIRFLOW_CONN_GUN_DETECTION_WEBHOOK"
+APPROVAL_HOURS = "GUN_DETECTION_APPROVAL_HOURS"
 WEBHOOK_PATH = "hooks/T0/secret-of-the-webhook"
 
 
@@ -46,16 +45,16 @@ class RunningPlatform:
     receiver: Receiver
 
 
-def _webhook(port: int) -> str:
-    return json.dumps(
-        {
-            "conn_type": "http",
-            "schema": "http",
-            "host": "127.0.0.1",
-            "port": port,
-            "password": WEBHOOK_PATH,
-        }
-    )
+def _webhook(port: int) -> dict[str, Any]:
+    """As operators store it in Airflow, which each process has to ask for it in its own way."""
+    return {
+        "connection_id": "gun_detection_webhook",
+        "conn_type": "http",
+        "schema": "http",
+        "host": "127.0.0.1",
+        "port": port,
+        "password": WEBHOOK_PATH,
+    }
 
 
 def _sources(folder: Path) -> str:
@@ -79,7 +78,6 @@ def platform() -> Iterator[RunningPlatform]:
                 patch.setenv(port_variable(name), str(port))
             patch.setenv(APPROVAL_HOURS, str(SECONDS_TO_ANSWER / 3600))
             patch.setenv(LATE_HOURS, str(SECONDS_TO_RUN / 3600))
-            patch.setenv(WEBHOOK, _webhook(receiver.port))
             patch.setenv(SOURCES, _sources(Path(folder)))
             # Packages for the others take a minute for each champion.
             patch.setenv(ENGINE, "eager")
@@ -92,6 +90,7 @@ def platform() -> Iterator[RunningPlatform]:
             stack.up(nullcontext, attached=True)
             Storage(stack.settings).ensure_bucket(WATCHED)
             with stack.airflow() as airflow:
+                airflow.request("POST", "/connections", json=_webhook(receiver.port))
                 yield RunningPlatform(
                     Path(folder), stack, airflow, stack.settings, environment, receiver
                 )

@@ -16,7 +16,6 @@ from tests.integration.conftest import (
     LATE_HOURS,
     PRESET,
     SOURCES,
-    WEBHOOK,
     RunningPlatform,
     wait_until,
 )
@@ -80,7 +79,7 @@ def test_changed_settings_reach_the_services(
     platform: RunningPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUN_DETECTION_DATASET_SOURCE", '/some "folder" with 100% o\'dd; names')
-    for name in (APPROVAL_HOURS, ENGINE, LATE_HOURS, PRESET, WEBHOOK, SOURCES):
+    for name in (APPROVAL_HOURS, ENGINE, LATE_HOURS, PRESET, SOURCES):
         # What other tests rely on stays.
         monkeypatch.setenv(name, platform.environment[name])
     changed = Stack(platform.stack.platform)
