@@ -295,7 +295,7 @@ def test_image_is_pinned_checked_and_not_root(path: Path) -> None:
         assert "--require-hashes" in installation or "--no-index" in installation
 
 
-def test_airflow_image_has_no_torch_and_agrees_with_the_worker() -> None:
+def test_airflow_image_has_no_torch_all_executors_and_agrees_with_the_worker() -> None:
     def versions(name: str) -> dict[str, str]:
         lines = (REPOSITORY / name).read_text()
         return dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", lines, re.M))
@@ -305,6 +305,9 @@ def test_airflow_image_has_no_torch_and_agrees_with_the_worker() -> None:
     assert "torch" not in airflow
     assert not [name for name in airflow if name.startswith("nvidia")]
     assert {k: worker.get(k) for k in airflow} == airflow
+    # What docs/deployment.md says may be turned on.
+    executors = {"apache-airflow-providers-celery", "apache-airflow-providers-cncf-kubernetes"}
+    assert executors | {"statsd"} <= airflow.keys()
     assert "--index-url" not in (REPOSITORY / "docker/requirements-airflow.txt").read_text()
 
 
