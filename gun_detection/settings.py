@@ -241,7 +241,7 @@ class Settings(BaseSettings):
         512,
         ge=64,
         description="MiB of files and pixels that one worker holds at the same time, besides "
-        "the detector.",
+        "the detector; on a GPU more, where full batches need it (docs/scoring.md).",
     )
     scoring_failure_budget: float = Field(
         0.2,

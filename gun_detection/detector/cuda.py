@@ -5,6 +5,11 @@ of operations that are too small for a GPU, and waits for it dozens of times. A 
 for has nothing to do until it is asked again, so here it is once in a batch, at the end.
 """
 
+import logging
+import threading
+from copy import deepcopy
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
@@ -14,6 +19,9 @@ from gun_detection.detector.atlas import align
 from gun_detection.detector.fusion import fuse
 from gun_detection.detector.proposals import Proposer, decode
 from gun_detection.detector.transfers import to_device, to_host
+from gun_detection.errors import ImageError
+
+logger = logging.getLogger(__name__)
 
 # A detection with a smaller side is none to torchvision, pixels.
 _LEAST_SIDE = 1e-2
@@ -23,11 +31,22 @@ _ROUNDS = 24
 _MORE = 4
 
 
+class _Networks(NamedTuple):
+    """What computes in one precision."""
+
+    backbone: nn.Module
+    rpn_head: nn.Module
+    box_head: nn.Module
+    precision: torch.dtype
+
+
 class CudaDetector(nn.Module):
     """Takes the place of a `FasterRCNN` for two classes, which it takes over, and finds the same.
 
     Its networks compute in `precision`, with channels last in memory; the predictor of scores and
-    boxes, and all that is done with coordinates, in float32.
+    boxes, and all that is done with coordinates, in float32. A picture for which they compute what
+    is no number, as the largest of float16 is 65,504, is looked at again in float32: the weights
+    for that stay on the CPU until then.
     """
 
     mean: Tensor
@@ -39,33 +58,99 @@ class CudaDetector(nn.Module):
         self._precision = precision
         self.transform, self.rpn, self.roi_heads = model.transform, model.rpn, model.roi_heads
         self.backbone = model.backbone
-        for network in (self.backbone, self.rpn.head, self.roi_heads.box_head):
+        networks = (self.backbone, self.rpn.head, self.roi_heads.box_head)
+        for network in networks:
             fuse(network)
-            network.to(precision).to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)
+        # In a tuple, where the module does not find them when it goes to another device.
+        self._exact = _Networks(*deepcopy(networks), torch.float32)
+        self._used: _Networks | None = None
+        self._lock = threading.Lock()
+        for network in networks:
+            network.to(precision)
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.transform, f"image_{name}"))
             self.register_buffer(name, values.view(1, 3, 1, 1))
         self._proposer = Proposer(self.rpn)
 
     def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Boxes and scores of each picture, on the CPU; given as float32 (3, H, W) in [0, 1]."""
-        rounds = _ROUNDS
-        while True:
-            values = to_host(self.find(pictures, rounds))
-            found, settled = values[:-1].view(len(pictures), -1, 5), bool(values[-1])
-            if settled:
-                break
-            rounds *= _MORE
-        # The best come first, and what is none has the score 0.
-        counts = (found[:, :, 4] > 0).sum(1).tolist()
+        """Boxes and scores of each picture, on the CPU; given as float32 (3, H, W) in [0, 1].
+
+        Raises `ImageError` (`NOT_FINITE`) for pictures of which float32 computes no numbers either.
+        """
+        return self.each([pictures])[0]
+
+    def each(self, batches: list[list[Tensor]]) -> list[list[dict[str, Tensor]]]:
+        """`forward` for each batch; all are asked for before one is waited for."""
+        asked = [self.find(pictures, _ROUNDS) for pictures in batches]
         return [
-            {"boxes": rows[:count, :4], "scores": rows[:count, 4]}
-            for rows, count in zip(found, counts, strict=True)
+            self._read(pictures, row, self._networks)
+            for pictures, row in zip(batches, asked, strict=True)
         ]
 
-    def find(self, pictures: list[Tensor], rounds: int) -> Tensor:
+    def _read(
+        self, pictures: list[Tensor], row: Tensor, networks: _Networks
+    ) -> list[dict[str, Tensor]]:
+        """The detections that `find` gave; what it asks for is done."""
+        rounds = _ROUNDS
+        while not (values := to_host(row))[-1]:
+            rounds *= _MORE
+            row = self.find(pictures, rounds, networks)
+        end = len(values) - 1 - len(pictures)
+        rows, largest = values[:end].view(len(pictures), -1, 5), values[end:-1]
+        # The best come first, and what is none has the score 0.
+        counts = (rows[:, :, 4] > 0).sum(1).tolist()
+        results = [
+            {"boxes": some[:count, :4], "scores": some[:count, 4]}
+            for some, count in zip(rows, counts, strict=True)
+        ]
+        broken = [at for at, finite in enumerate(largest.isfinite().tolist()) if not finite]
+        if broken:
+            again = self._look_again([pictures[at] for at in broken], networks)
+            for at, result in zip(broken, again, strict=True):
+                results[at] = result
+        return results
+
+    def _look_again(self, pictures: list[Tensor], before: _Networks) -> list[dict[str, Tensor]]:
+        """The detections of pictures for which `before` compute what is no number."""
+        if before.precision == torch.float32:
+            sizes = ", ".join(f"{picture.shape[2]}x{picture.shape[1]}" for picture in pictures)
+            raise ImageError(
+                f"the model computes what is no number for pictures of {sizes} pixels, even in "
+                "float32: see whether it does so for others, as a damaged model would",
+                reason="NOT_FINITE",
+            )
+        exact = self._exact_networks()
+        return self._read(pictures, self.find(pictures, _ROUNDS, exact), exact)
+
+    @property
+    def _networks(self) -> _Networks:
+        return _Networks(self.backbone, self.rpn.head, self.roi_heads.box_head, self._precision)
+
+    def _exact_networks(self) -> _Networks:
+        """Those that compute in float32, where the pictures are."""
+        with self._lock:
+            if self._used is None:
+                logger.warning(
+                    "%s is too small for what the model computes for a picture: it is looked at "
+                    "again in float32, which takes several times as long, as are others like it",
+                    self._precision,
+                )
+                for network in self._exact[:3]:
+                    network.to(self.mean.device)
+                if self.mean.is_cuda:
+                    # Other threads use them in no order with what this one asks for.
+                    torch.cuda.current_stream(self.mean.device).synchronize()
+                self._used = self._exact
+            return self._used
+
+    def find(
+        self, pictures: list[Tensor], rounds: int, networks: _Networks | None = None
+    ) -> Tensor:
         """What is found, as numbers in a row: left, top, right, bottom and score of each detection,
-        so many of each picture; in the end 1 where `rounds` of suppression were enough, or else 0.
+        so many of each picture; then of each picture the largest number, whatever its sign, that
+        the networks say of boxes, which is none where one of them is none; in the end 1 where
+        `rounds` of suppression were enough, or else 0.
 
         Never waits for the GPU, which so has its next batch at hand while it computes this one.
         """
@@ -78,18 +163,24 @@ class CudaDetector(nn.Module):
         table = to_device(values, resized[0].device)
         limits, scales = table[:, :4], table[:, 4:]
         batch = self._gather(resized)
-        features = self.backbone(batch.to(self._precision, memory_format=torch.channels_last))
-        regions, likely, settled = self._propose(batch, list(features.values()), limits, rounds)
+        networks = networks or self._networks
+        precision = networks.precision
+        features = networks.backbone(batch.to(precision, memory_format=torch.channels_last))
+        levels, shifts = networks.rpn_head(list(features.values()))
+        regions, likely, settled = self._propose(batch, levels, shifts, limits, rounds)
         pool = self.roi_heads.box_roi_pool
         maps = [features[name] for name in pool.featmap_names if name in features]
-        pooled = align(pool, maps, regions, batch.shape[3]).to(self._precision)
-        looked = self.roi_heads.box_head(pooled)
-        logits, deltas = self.roi_heads.box_predictor(looked)
+        pooled = align(pool, maps, regions, batch.shape[3]).to(precision)
+        logits, deltas = self.roi_heads.box_predictor(networks.box_head(pooled))
         boxes, scores, settled_too = self._choose(
             logits, deltas, regions, likely >= 0, limits, rounds
         )
         found = torch.cat([boxes * scales[:, None], scores[:, :, None]], 2)
-        return torch.cat([found.flatten(), (settled & settled_too).to(found.dtype)[None]])
+        maps = [level.permute(0, 2, 3, 1).flatten(1) for level in (*levels, *shifts)]
+        heads = torch.cat([logits, deltas], 1).view(len(pictures), -1)
+        largest = torch.maximum(_largest(torch.cat(maps, 1)), _largest(heads))
+        enough = (settled & settled_too).to(found.dtype)[None]
+        return torch.cat([found.flatten(), largest, enough])
 
     def _gather(self, resized: list[Tensor]) -> Tensor:
         """Pictures of several sizes as one tensor, normalised and padded with zeros."""
@@ -104,14 +195,18 @@ class CudaDetector(nn.Module):
         return batch.sub_(self.mean).div_(self.std)
 
     def _propose(
-        self, batch: Tensor, features: list[Tensor], limits: Tensor, rounds: int
+        self,
+        batch: Tensor,
+        objectness: list[Tensor],
+        deltas: list[Tensor],
+        limits: Tensor,
+        rounds: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Regions (N, R, 4) of each picture and their likelihood (N, R), the likeliest first, as
         `RegionProposalNetwork.forward` chooses them; where there are fewer, the rest has -1. And
         whether `rounds` of suppression were enough.
         """
-        objectness, deltas = self.rpn.head(features)
-        boxes, scores = self._proposer.likely(batch, features, objectness, deltas, limits)
+        boxes, scores = self._proposer.likely(batch, objectness, deltas, limits)
         # Of each picture and level, boxes suppress each other only.
         kept, settled = _suppress(
             boxes.flatten(0, 1),
@@ -151,6 +246,14 @@ class CudaDetector(nn.Module):
         most = min(self.roi_heads.detections_per_img, scores.shape[1])
         scores, chosen = scores.masked_fill(~kept, 0.0).topk(most, dim=1)
         return _take(boxes, chosen), scores, settled
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Of each row (N, K) the largest, whatever its sign, which is none where one of them is none.
+
+    In fewer steps than `isfinite` takes.
+    """
+    return values.abs().amax(1).float()
 
 
 def _take(boxes: Tensor, chosen: Tensor) -> Tensor:

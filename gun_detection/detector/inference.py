@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.ops import box_iou, nms
 
+from gun_detection.detector.cuda import CudaDetector
 from gun_detection.detector.detections import Detections
 
 # Average precision counts what is found with little certainty, too.
@@ -48,12 +49,13 @@ class Predictor:
         """Detections of each picture, given as uint8 (H, W, 3) RGB arrays of any sizes."""
         with torch.inference_mode(), self._in_own_stream():
             tensors = _upload(images, self.device)
-            found = self._find(tensors)
-            if self._mirrored:
-                twins = self._find([tensor.flip(-1) for tensor in tensors])
+            if not self._mirrored:
+                [found] = self._find([tensors])
+            else:
+                views, twins = self._find([tensors, [tensor.flip(-1) for tensor in tensors]])
                 found = [
                     self._average(one, _mirror(twin, tensor.shape[-1]))
-                    for one, twin, tensor in zip(found, twins, tensors, strict=True)
+                    for one, twin, tensor in zip(views, twins, tensors, strict=True)
                 ]
         return [_to_detections(boxes, scores) for boxes, scores in found]
 
@@ -67,11 +69,15 @@ class Predictor:
         self._threads.stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(self._threads.stream)
 
-    def _find(self, tensors: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """(boxes, scores) of each picture, on the CPU."""
+    def _find(self, batches: list[list[Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
+        """(boxes, scores) of each picture of each batch, on the CPU."""
+        if isinstance(self._model, CudaDetector):
+            outputs = self._model.each(batches)
+        else:
+            outputs = [self._model(tensors) for tensors in batches]
         return [
-            (output["boxes"].float().cpu(), output["scores"].float().cpu())
-            for output in self._model(tensors)
+            [(output["boxes"].float().cpu(), output["scores"].float().cpu()) for output in batch]
+            for batch in outputs
         ]
 
     def _average(
@@ -115,21 +121,24 @@ def _fuse(
     What is seen in one view only has half its score. Solovyev, Wang, Gabruseva, "Weighted boxes
     fusion", 2021, for two views of equal weight.
     """
-    left = torch.ones(len(other_boxes), dtype=torch.bool)
-    boxes, halves = boxes.clone(), scores / 2
-    overlaps = box_iou(boxes, other_boxes)
-    for index in range(len(boxes)):
-        free = torch.where(left, overlaps[index], -1.0)
-        if not len(free) or float(free.max()) < _SAME:
+    overlaps = box_iou(boxes, other_boxes).numpy()
+    # In NumPy, as a step for a single box takes PyTorch ten times as long.
+    mine, others = boxes.numpy().copy(), other_boxes.numpy()
+    weights, other_weights = scores.numpy(), other_scores.numpy()
+    halves, left = weights / 2, np.ones(len(others), np.bool_)
+    # None of the rest has a twin.
+    for index in np.flatnonzero(~(overlaps.max(1, initial=-1.0) < _SAME)):
+        free = np.where(left, overlaps[index], np.float32(-1.0))
+        twin = free.argmax()
+        if free[twin] < _SAME:
             continue
-        twin = int(free.argmax())
         left[twin] = False
-        share = scores[index] / (scores[index] + other_scores[twin])
-        boxes[index] = boxes[index] * share + other_boxes[twin] * (1 - share)
-        halves[index] += other_scores[twin] / 2
+        share = weights[index] / (weights[index] + other_weights[twin])
+        mine[index] = mine[index] * share + others[twin] * (1 - share)
+        halves[index] += other_weights[twin] / 2
     return (
-        torch.cat([boxes, other_boxes[left]]),
-        torch.cat([halves, other_scores[left] / 2]),
+        torch.from_numpy(np.concatenate([mine, others[left]])),
+        torch.from_numpy(np.concatenate([halves, other_weights[left] / 2])),
     )
 
 

@@ -134,20 +134,17 @@ class OpenVinoDetector(nn.Module):
         features = {
             name: level.permute(0, 3, 1, 2) for name, level in _group(outputs, "feature").items()
         }
-        regions = self._propose(images, features, outputs)
+        regions = self._propose(images, outputs)
         pooled: Tensor = self.roi_heads.box_roi_pool(features, regions, images.image_sizes)
         return regions, pooled.permute(0, 2, 3, 1)
 
-    def _propose(
-        self, images: ImageList, features: dict[str, Tensor], outputs: dict[str, Tensor]
-    ) -> list[Tensor]:
+    def _propose(self, images: ImageList, outputs: dict[str, Tensor]) -> list[Tensor]:
         """The regions of each picture, as `RegionProposalNetwork.forward` chooses them."""
         limits = torch.tensor([[width, height] * 2 for height, width in images.image_sizes])
         objectness, deltas = (
             list(_group(outputs, kind).values()) for kind in ("objectness", "deltas")
         )
-        maps = list(features.values())
-        found = self._proposer.likely(images.tensors, maps, objectness, deltas, limits)
+        found = self._proposer.likely(images.tensors, objectness, deltas, limits)
         return [self._distinct(boxes, scores) for boxes, scores in zip(*found, strict=True)]
 
     def _distinct(self, boxes: Tensor, scores: Tensor) -> Tensor:

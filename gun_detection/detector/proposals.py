@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
+
+from gun_detection.detector.transfers import to_device
 
 # Anchors of so many shapes of batches are kept: a few MiB each.
 _SHAPES = 32
@@ -22,12 +23,13 @@ class Proposer:
 
     def __init__(self, rpn: RegionProposalNetwork) -> None:
         self._rpn = rpn
+        # The anchors of a pixel of each level that proposes.
+        self._cells = [cells.tolist() for cells in rpn.anchor_generator.cell_anchors]
         self._threads = threading.local()
 
     def likely(
         self,
         batch: Tensor,
-        features: list[Tensor],
         objectness: list[Tensor],
         deltas: list[Tensor],
         limits: Tensor,
@@ -37,11 +39,11 @@ class Proposer:
 
         `batch` are the pictures (N, 3, H, W) as the network reads them, `limits` (N, 4) their
         widths and heights without padding as (width, height, width, height), pixels; `objectness`
-        and `deltas` are what the head gives for `features`.
+        and `deltas` are what the head gives.
         """
         boxes, scores = [], []
         logits = [_rows(level, 1).squeeze(2).float() for level in objectness]
-        anchors = self._anchors_of(batch, features, [level.shape[1] for level in logits])
+        anchors = self._anchors_of(batch, objectness)
         most = min(self._rpn.pre_nms_top_n(), max(level.shape[1] for level in logits))
         for number, values in enumerate(logits):
             best, chosen = values.topk(min(most, values.shape[1]), dim=1)
@@ -57,26 +59,43 @@ class Proposer:
         solid = (sides >= self._rpn.min_size).all(3) & (likelihood >= self._rpn.score_thresh)
         return clipped, likelihood.masked_fill(~solid, -1.0)
 
-    def _anchors_of(
-        self, batch: Tensor, features: list[Tensor], counts: list[int]
-    ) -> tuple[Tensor, ...]:
-        """The anchors of each level that proposes, the same for all pictures.
+    def _anchors_of(self, batch: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """The anchors of each level that proposes, of which `maps` are, the same for all pictures.
 
         Each thread keeps its own, as its work on a GPU is in no order with that of others.
         """
         if not hasattr(self._threads, "anchors"):
+            self._threads.cells = [to_device(cells, batch.device) for cells in self._cells]
             self._threads.anchors = {}
-        kept: dict[torch.Size, tuple[Tensor, ...]] = self._threads.anchors
+        kept: dict[torch.Size, list[Tensor]] = self._threads.anchors
         shape = batch.shape[2:]
-        if shape not in kept:
+        anchors = kept.pop(shape, None)
+        if anchors is None:
             if len(kept) >= _SHAPES:
-                kept.clear()
-            whole = ImageList(batch[:1], [(shape[0], shape[1])])
-            # The generator reads their shapes alone, and computes where they are.
-            maps = [torch.zeros(1).expand(level.shape[-2:]) for level in features]
-            [together] = self._rpn.anchor_generator(whole, maps)
-            kept[shape] = together.to(batch.device).split(counts)
-        return kept[shape]
+                del kept[next(iter(kept))]
+            anchors = [
+                _shifted(cells, shape, level.shape[2:])
+                for cells, level in zip(self._threads.cells, maps, strict=True)
+            ]
+        # The last one is the one that was asked for last.
+        kept[shape] = anchors
+        return anchors
+
+
+def _shifted(cells: Tensor, shape: torch.Size, size: torch.Size) -> Tensor:
+    """The anchors (H · W · A, 4) of a map of this size, where those of a pixel are `cells` (A, 4):
+    `AnchorGenerator.grid_anchors`.
+
+    Made where they are needed: to bring them to a GPU would be to wait for it.
+    """
+    down, right = (
+        torch.arange(count, dtype=cells.dtype, device=cells.device) * (whole // count)
+        for whole, count in zip(shape, size, strict=True)
+    )
+    anchors = cells.new_empty((*size, *cells.shape))
+    anchors[..., 0::2] = right[:, None, None] + cells[:, 0::2]
+    anchors[..., 1::2] = down[:, None, None, None] + cells[:, 1::2]
+    return anchors.flatten(0, 2)
 
 
 def decode(coder: BoxCoder, codes: Tensor, boxes: Tensor) -> Tensor:

@@ -32,6 +32,13 @@ _NO_MEMORY = (
     "bad allocation",
     # Of the computer's own, for what goes to the GPU and comes from it.
     "CUDA error: out of memory",
+    # Of a GPU's, within the libraries for convolutions and products of matrices.
+    "unable to find an engine to execute this computation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "HOST_ALLOCATION_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
 )
 
 

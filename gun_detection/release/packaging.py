@@ -344,7 +344,10 @@ def _pixels(pictures: DetectionDataset, index: int) -> NDArray[np.uint8]:
 def toolchain() -> str:
     """What a package was made with and on."""
     parts = [f"{name} {version_of(name)}" for name in ("torch", "openvino", "nncf")]
-    return ", ".join([*parts, torch.backends.cpu.get_cpu_capability()])
+    parts.append(torch.backends.cpu.get_cpu_capability())
+    if torch.cuda.is_available():
+        parts += [torch.cuda.get_device_name(), f"cuDNN {torch.backends.cudnn.version()}"]
+    return ", ".join(parts)
 
 
 def _file_name(role: str, data: bytes) -> str:

@@ -182,7 +182,7 @@ class _Worker:
         decoders = max(2, cores())
         self.threads = settings.readers + decoders + _QUEUED * engine.streams * engine.batch
         half = settings.memory_mb * 2**20 // 2
-        self._files, self._pixels = Budget(half), Budget(half)
+        self._files, self._pixels = Budget(half), Budget(max(half, _full_batches(engine)))
         self._reading = threading.Semaphore(settings.readers)
         self._decoding = threading.Semaphore(decoders)
         self._decoders = stack.enter_context(DecoderPool(settings, decoders))
@@ -275,10 +275,10 @@ class _Worker:
                 with self._meter.stage("decode", self._decoding):
                     image = self._decode(data)
                     held.enter_context(self._pixels.hold(image.pixels.nbytes))
+                decoded = time.perf_counter()
+                found, milliseconds = self._look_at(image.pixels)
             except ImageError as error:
                 return _quarantine(item, sha256, error)
-            decoded = time.perf_counter()
-            found, milliseconds = self._infer(image.pixels)
             self._meter.add("infer", waiting=time.perf_counter() - decoded)
         if found is None:
             self._demand_memory()
@@ -295,6 +295,14 @@ class _Worker:
             inference_ms=milliseconds,
             engine=self._engine.name,
         )
+
+    def _look_at(self, pixels: NDArray[np.uint8]) -> tuple[Detections | None, float]:
+        try:
+            return self._infer(pixels)
+        except ImageError:
+            # Another picture of the batch may be to blame.
+            [answer] = self._found([pixels])
+            return answer
 
     def _decode(self, data: bytes) -> DecodedImage:
         """Once more, where it is not certain that the picture is to blame."""
@@ -327,6 +335,19 @@ class _Worker:
         with open_session(self._settings) as session:
             known = earlier_outcomes(session, digests, self._lease.model_id)
         return [known.get(sha256) for sha256 in digests]
+
+
+def _full_batches(engine: Engine) -> int:
+    """Bytes of pixels to be at hand where the engine looks at several pictures at once.
+
+    Those of its batches and of all that are queued, in its own input size. Large pictures have up
+    to four times the pixels of that, as they are decoded to a whole part of their size: there is
+    room for a quarter as many then, whatever the size of the shard.
+    """
+    if engine.batch == 1:
+        return 0
+    shorter, longest = engine.input_size
+    return (1 + _QUEUED) * engine.streams * engine.batch * 3 * shorter * longest
 
 
 class _NotDelivered(Exception):  # noqa: N818

@@ -1,10 +1,13 @@
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, nms
 
 from gun_detection.detector import cuda, proposals
@@ -19,6 +22,7 @@ from gun_detection.detector.detections import Detections
 from gun_detection.detector.fusion import _ConvolutionReLU, fuse
 from gun_detection.detector.inference import Predictor
 from gun_detection.detector.roi_align import GatherRoIAlign
+from gun_detection.errors import ImageError
 
 CPU = torch.device("cpu")
 
@@ -57,9 +61,9 @@ def test_a_batch_that_takes_more_rounds_gets_them(monkeypatch: pytest.MonkeyPatc
     asked = []
     find = CudaDetector.find
 
-    def watched(self: CudaDetector, pictures: list[Tensor], rounds: int) -> Tensor:
+    def watched(self: CudaDetector, pictures: list[Tensor], rounds: int, *how: Any) -> Tensor:
         asked.append(rounds)
-        return find(self, pictures, rounds)
+        return find(self, pictures, rounds, *how)
 
     monkeypatch.setattr(CudaDetector, "find", watched)
     monkeypatch.setattr(cuda, "_ROUNDS", 1)
@@ -75,6 +79,114 @@ def test_less_precision_is_near() -> None:
     for usual, tuned in zip(*both(config, images, precision=torch.bfloat16), strict=True):
         np.testing.assert_allclose(tuned.scores[:10], usual.scores[:10], atol=0.02)
         assert not np.array_equal(tuned.scores[:10], usual.scores[:10])
+
+
+def _scale_rpn(model: FasterRCNN) -> None:
+    # What it says of boxes stays the same.
+    layer = model.rpn.head.conv[0][0]
+    layer.weight.data *= 2.0**17
+    layer.bias.data *= 2.0**17
+    model.rpn.head.cls_logits.weight.data /= 2.0**17
+    model.rpn.head.bbox_pred.weight.data /= 2.0**17
+
+
+def _scale_box_head(model: FasterRCNN) -> None:
+    model.roi_heads.box_head.fc6.weight.data *= 2.0**17
+    model.roi_heads.box_head.fc6.bias.data *= 2.0**17
+    model.roi_heads.box_head.fc7.weight.data /= 2.0**17
+
+
+@pytest.mark.parametrize("scale", [_scale_rpn, _scale_box_head])
+def test_what_is_too_large_for_16_bits_is_looked_at_in_float32(
+    scale: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    model = build_detector(DetectorConfig(architecture="resnet18_fpn", norm="folded")).eval()
+    scale(model)
+    images = pictures((100, 150), (90, 140))
+    expected = Predictor(deepcopy(model), CPU, 0.0)(images)
+    tuned = Predictor(CudaDetector(model), CPU, 0.0)  # type: ignore[arg-type]
+    for _ in range(2):
+        for usual, found in zip(expected, tuned(images), strict=True):
+            assert len(usual.scores) > 10
+            np.testing.assert_allclose(found.scores, usual.scores, atol=1e-5)
+            np.testing.assert_allclose(found.boxes, usual.boxes, atol=0.01)
+    # It is said once.
+    assert len(caplog.messages) == 1
+    assert "float16 is too small" in caplog.text
+
+
+def test_only_the_picture_that_is_too_much_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = build_detector(DetectorConfig(architecture="resnet18_fpn")).eval()
+    detector = CudaDetector(model, torch.bfloat16)
+    tuned = Predictor(detector, CPU, 0.0)  # type: ignore[arg-type]
+    images = pictures((100, 150), (90, 140), (90, 150))
+    before = tuned(images)
+    find, asked = CudaDetector.find, []
+
+    def spoiled(self: CudaDetector, given: list[Tensor], rounds: int, *how: Any) -> Tensor:
+        asked.append([picture.shape[1:] for picture in given])
+        row = find(self, given, rounds, *how)
+        if len(given) == 3:
+            # The number of the second.
+            row[-3] = torch.nan
+        return row
+
+    monkeypatch.setattr(CudaDetector, "find", spoiled)
+    after = tuned(images)
+    assert asked == [[(100, 150), (90, 140), (90, 150)], [(90, 140)]]
+    for at in (0, 2):
+        np.testing.assert_array_equal(after[at].boxes, before[at].boxes)
+    assert not np.array_equal(after[1].scores[:10], before[1].scores[:10])
+    np.testing.assert_allclose(after[1].scores[:10], before[1].scores[:10], atol=0.02)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "value"),
+    [
+        ("backbone.body.conv1", torch.nan),
+        ("backbone.body.conv1", torch.inf),
+        ("rpn.head.cls_logits", -torch.inf),
+        ("rpn.head.bbox_pred", torch.inf),
+        ("roi_heads.box_head.fc7", torch.nan),
+        ("roi_heads.box_predictor.bbox_pred", -torch.inf),
+    ],
+)
+def test_what_is_no_number_in_float32_either_is_an_error(
+    layer: str, value: float, precision: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = build_detector(DetectorConfig(architecture="resnet18_fpn", norm="folded")).eval()
+    model.get_submodule(layer).bias.data[0] = value
+    tuned = Predictor(CudaDetector(model, precision), CPU, 0.0)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="150x100") as caught:
+        tuned(pictures((100, 150)))
+    assert caught.value.reason == "NOT_FINITE"
+
+
+def test_both_views_are_asked_for_before_one_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order = []
+    find, to_host = CudaDetector.find, cuda.to_host
+
+    def asked(self: CudaDetector, given: list[Tensor], rounds: int, *how: Any) -> Tensor:
+        order.append("asked")
+        return find(self, given, rounds, *how)
+
+    def waited(tensor: Tensor) -> Tensor:
+        order.append("waited")
+        return to_host(tensor)
+
+    monkeypatch.setattr(CudaDetector, "find", asked)
+    monkeypatch.setattr(cuda, "to_host", waited)
+    model = build_detector(DetectorConfig(architecture="resnet18_fpn")).eval()
+    Predictor(CudaDetector(model, torch.float32), CPU, mirrored=True)(pictures((60, 90)))  # type: ignore[arg-type]
+    assert order == ["asked", "asked", "waited", "waited"]
 
 
 def test_nothing_is_found_where_all_is_below_the_floor() -> None:
@@ -94,6 +206,41 @@ def test_shapes_in_turn_keep_their_anchors(monkeypatch: pytest.MonkeyPatch) -> N
         [expected], [found] = usual([image]), tuned([image])
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_anchors_are_those_of_torchvision(architecture: str) -> None:
+    model = build_detector(DetectorConfig(architecture=architecture)).eval()
+    proposer = proposals.Proposer(model.rpn)
+    for size in ((64, 96), (256, 352), (32, 704)):
+        batch = torch.zeros(1, 3, *size)
+        with torch.inference_mode():
+            levels = list(model.backbone(batch).values())
+            maps = model.rpn.head(levels)[0]
+            found = proposer._anchors_of(batch, maps)
+        [expected] = model.rpn.anchor_generator(ImageList(batch, [size]), levels)
+        assert torch.equal(torch.cat(found), expected)
+        # Each level has as many as there are places on its map.
+        assert [len(level) for level in found] == [level[0].numel() for level in maps]
+
+
+def test_only_the_anchors_not_asked_for_the_longest_make_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proposals, "_SHAPES", 2)
+    model = build_detector(DetectorConfig(architecture="resnet18_fpn")).eval()
+    proposer = proposals.Proposer(model.rpn)
+
+    def anchors(side: int) -> Tensor:
+        maps = [torch.zeros(1, 3, side // stride, side // stride) for stride in (8, 16, 32, 64)]
+        return proposer._anchors_of(torch.zeros(1, 3, side, side), maps)[0]
+
+    first, second = anchors(64), anchors(128)
+    assert anchors(64) is first
+    third = anchors(192)
+    assert anchors(64) is first
+    assert anchors(192) is third
+    assert anchors(128) is not second
 
 
 def test_a_strip_changes_nothing_in_the_pictures_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

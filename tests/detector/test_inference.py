@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.ops import box_iou
 
 from gun_detection.detector.cuda import CudaDetector
-from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
+from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor, _fuse
 from gun_detection.detector.openvino import Networks, OpenVinoDetector
 from tests.detector.conftest import CPU, picture
 
@@ -55,6 +56,51 @@ def test_a_detection_is_paired_once_and_only_so_many_are_kept() -> None:
     found = look(rows, twice)
     assert found.scores == pytest.approx([0.8, 0.4, 0.35])
     assert look([[0, 0, 9, 9, 0.5]], [[0, 0, 9, 9, 0.5]], floor=0.3).scores.size == 0
+
+
+def _fused_box_by_box(
+    boxes: Tensor, scores: Tensor, other_boxes: Tensor, other_scores: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As written down, with PyTorch."""
+    left = torch.ones(len(other_boxes), dtype=torch.bool)
+    boxes, halves = boxes.clone(), scores / 2
+    overlaps = box_iou(boxes, other_boxes)
+    for index in range(len(boxes)):
+        free = torch.where(left, overlaps[index], -1.0)
+        if not len(free) or float(free.max()) < 0.5:
+            continue
+        twin = int(free.argmax())
+        left[twin] = False
+        share = scores[index] / (scores[index] + other_scores[twin])
+        boxes[index] = boxes[index] * share + other_boxes[twin] * (1 - share)
+        halves[index] += other_scores[twin] / 2
+    return torch.cat([boxes, other_boxes[left]]), torch.cat([halves, other_scores[left] / 2])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_views_are_fused_to_the_last_bit(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    mine, others = (100, 80) if seed else (3, 0)
+
+    def views(number: int) -> tuple[Tensor, Tensor]:
+        corners = torch.rand(number, 2, generator=random) * 60
+        sides = torch.rand(number, 2, generator=random) * 40 + 1
+        scores = torch.rand(number, generator=random).sort(descending=True).values
+        return torch.cat([corners, corners + sides], 1), scores
+
+    boxes, scores = views(mine)
+    other_boxes, other_scores = views(others)
+    if others:
+        # Some are alike, some are twice there, and one has no area.
+        other_boxes[:50] = boxes[:50] + torch.rand(50, 4, generator=random)
+        other_boxes[10:20] = other_boxes[:10]
+        other_boxes[20] = boxes[20] = torch.tensor([5.0, 5.0, 5.0, 9.0])
+    given = boxes, scores, other_boxes, other_scores
+    before = [tensor.clone() for tensor in given]
+    for found, expected in zip(_fuse(*given), _fused_box_by_box(*given), strict=True):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
 
 
 def test_a_view_may_show_nothing() -> None:

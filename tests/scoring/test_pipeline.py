@@ -2,14 +2,19 @@
 
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from gun_detection.batching import Batcher
 from gun_detection.database import open_session
-from gun_detection.errors import FailureBudgetError, ServiceUnavailableError
+from gun_detection.detector.detections import Detections
+from gun_detection.errors import FailureBudgetError, ImageError, ServiceUnavailableError
 from gun_detection.reading import Reader
 from gun_detection.release.champion import promote
 from gun_detection.release.packages import open_engine
@@ -202,12 +207,86 @@ def test_a_batch_that_is_too_much_is_halved_and_one_that_alone_is_is_quarantined
     assert outcomes(settings)["huge"] == "OUT_OF_MEMORY"
 
 
+class Broken(Simulated):
+    """Computes no numbers for the larger pictures, and so none for their batch."""
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        answers = super().__call__(images)
+        if any(image.shape[1] == 65 for image in images):
+            raise ImageError("no number", reason="NOT_FINITE")
+        return answers
+
+
+def test_a_picture_without_numbers_takes_no_other_of_its_batch_along(
+    plan: Planned, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, **{f"n{seed}": picture(seed) for seed in range(12)})
+    upload(storage, settings, broken=picture(99, width=65))
+    engine = Broken(batch=8, streams=1, seconds=0.01)
+    score_all(plan(), settings, storage, engine)
+    reasons = outcomes(settings)
+    assert reasons.pop("broken") == "NOT_FINITE"
+    assert set(reasons.values()) == {"scored"}
+    assert max(engine.batches) > 1
+
+
 def test_batches_grow_with_the_load(plan: Planned, settings: Settings, storage: Storage) -> None:
     upload(storage, settings, **{f"n{seed}": picture(seed) for seed in range(40)})
     engine = Simulated(batch=8, streams=1, seconds=0.02)
     score_all(plan(), settings, storage, engine)
     assert 1 < max(engine.batches) <= 8
     assert sum(engine.batches) == 40
+
+
+class Gathering(Simulated):
+    """Answers a batch once there are pictures for another beside those of both streams."""
+
+    def __init__(self, pictures: int) -> None:
+        super().__init__(batch=16, streams=2)
+        self._coming, self._asked, self._changed = pictures, 0, threading.Condition()
+
+    def ask(self) -> None:
+        with self._changed:
+            self._asked += 1
+            self._changed.notify_all()
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        answers = super().__call__(images)
+        with self._changed:
+            # Where there is no room for so many, it goes on with what there is.
+            self._changed.wait_for(self._enough, timeout=3)
+            # One at a time: what is at hand is for one batch.
+            self._coming -= len(images)
+            self._asked -= len(images)
+        return answers
+
+    def _enough(self) -> bool:
+        return self._asked >= min(self._coming, (self.streams + 1) * self.batch)
+
+
+def test_large_pictures_fill_batches(
+    plan: Planned, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Gathering(64)
+
+    class Telling(Batcher[Any, Any]):
+        def submit(self, ask: Any) -> Future[Any]:
+            answer = super().submit(ask)
+            if isinstance(ask, np.ndarray):
+                engine.ask()
+            return answer
+
+    monkeypatch.setattr(pipeline, "Batcher", Telling)
+    buffer = io.BytesIO()
+    Image.new("RGB", (4032, 3024)).save(buffer, "JPEG")
+    # What follows the end of a picture makes bytes of its own.
+    copies = {f"n{number}": buffer.getvalue() + bytes([number]) for number in range(64)}
+    upload(storage, settings, **copies)
+    score_all(plan(), settings, storage, engine)
+    assert engine.pictures == 64
+    # Without the first of each stream, when little is decoded, and the last of all.
+    full = engine.batches[2:-1]
+    assert sum(full) / len(full) == 16
 
 
 def test_a_careful_attempt_looks_at_pictures_one_by_one_then_goes_on(
