@@ -12,12 +12,14 @@ it is measured on N pictures. Without `--weights` it is all that is measured.
 
 Prints, of each side, pictures/s and CPU seconds of a picture after the first, and those of a run
 over one picture apart; the largest memory of all its processes; AP50 of the rows. In the end the
-chosen network scores the pictures of a whole night, its start included. Leaves `scoring.json` and a
-plot of AP50 against cost in `--out`.
+chosen network scores the pictures of a whole night, its start included. Leaves in `--out`
+`scoring.json`, which grows with every row, and a plot of AP50 against cost.
 
-Where there is a GPU, both sides use it, and the share of the time in which it computes is printed,
-as its driver counts. Ours is so fast there that it needs `--repeat` to have enough to do: every
-picture so many times, each with bytes of its own, and a 25th of that for the usual loop.
+Where there is a GPU, both sides use it, of several the first, and the share of the time in which it
+computes is printed, as its driver counts: from when every shard has a tenth of its outcomes until
+the first shard ends, and, as `whole`, from its first operation to its last. Ours is so fast there
+that it needs `--repeat` to have enough to do: every picture so many times, each with bytes of its
+own, and a 25th of that for the usual loop.
 """
 
 import argparse
@@ -45,7 +47,7 @@ from sqlalchemy import NullPool, create_engine, text
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms.functional import to_tensor
-from usage import Used, measure
+from usage import Span, Used, check, measure, use_one_gpu
 
 from embedded.servers import Servers, make_bucket, temporary_servers
 from gun_detection import stages
@@ -117,6 +119,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--usual-loop"]:
         usual_loop(Path(sys.argv[2]))
         return
+    check()
+    use_one_gpu()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help=f"of a {SMALL}")
@@ -130,14 +134,12 @@ def main() -> None:
     parser.add_argument("--night", type=int, default=2000, help="pictures of the last run")
     parser.add_argument("--out", type=Path, default=Path("build/scoring"))
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with temporary_servers() as servers, tempfile.TemporaryDirectory() as name:
         comparison = Comparison(servers, Path(name), arguments)
         rows = comparison.rows()
         chosen = choose(rows) if arguments.weights else None
         night = comparison.night(chosen, arguments.night) if chosen else None
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    document = json.dumps([asdict(row) for row in rows], indent=2)
-    (arguments.out / "scoring.json").write_text(document)
     summarize(rows)
     if chosen and night:
         compare_with_large(rows, chosen, night, arguments.night)
@@ -150,6 +152,7 @@ class Comparison:
     def __init__(self, servers: Servers, folder: Path, arguments: argparse.Namespace) -> None:
         self._servers, self._folder, self._arguments = servers, folder, arguments
         self._number = 0
+        self._measured: list[Measured] = []
         os.environ["GUN_DETECTION_SCORING_TASKS"] = str(arguments.jobs)
         os.environ["GUN_DETECTION_HOME"] = str(folder / "home")
         # The same split as where the weights were trained.
@@ -226,9 +229,16 @@ class Comparison:
                 whole=whole,
                 ap50=ap50,
             )
-            show(row)
+            self._note(row)
             rows.append(row)
         return rows
+
+    def _note(self, row: Measured) -> None:
+        """Show and store it at once: the next ones take long, and may fail."""
+        show(row)
+        self._measured.append(row)
+        document = json.dumps([asdict(one) for one in self._measured], indent=2)
+        (self._arguments.out / "scoring.json").write_text(document)
 
     def night(self, chosen: Measured, count: int) -> Used:
         """What a run of the chosen network over so many pictures takes, all told."""
@@ -333,7 +343,8 @@ class Comparison:
         torch.save(theirs, file)
         with open_session(settings) as session:
             session.execute(text(_TABLE))
-        used = measure([sys.executable, __file__, "--usual-loop", str(file)])
+        command = [sys.executable, __file__, "--usual-loop", str(file)]
+        used = measure(command, partial(_spans, settings, _OF_LOOP))
         with open_session(settings) as session:
             statement = "SELECT key, x1, y1, x2, y2, score FROM found ORDER BY score DESC"
             return used, _by_key(session.execute(text(statement)).all())
@@ -350,7 +361,8 @@ class Comparison:
         os.environ["GUN_DETECTION_ENGINE"] = engine
         program = "from gun_detection.cli import main; main()"
         options = ["--model", name, "--jobs", str(self._arguments.jobs), "--yes", "--json"]
-        used = measure([sys.executable, "-c", program, "score", *options])
+        command = [sys.executable, "-c", program, "score", *options]
+        used = measure(command, partial(_spans, settings, _OF_SHARDS))
         statement = """
             SELECT u.key, d.x1, d.y1, d.x2, d.y2, d.score
             FROM upload u JOIN ledger l ON l.upload_id = u.id JOIN detection d ON d.ledger_id = l.id
@@ -358,6 +370,23 @@ class Comparison:
         """
         with open_session(settings) as session:
             return used, _by_key(session.execute(text(statement)).all())
+
+
+# Of the moments that rows were written at.
+_SPAN = """
+    extract(epoch FROM percentile_disc(0.1) WITHIN GROUP (ORDER BY w.created_at))::float8,
+    extract(epoch FROM max(w.created_at))::float8
+"""
+_OF_SHARDS = f"""
+    SELECT {_SPAN} FROM shard s CROSS JOIN unnest(s.upload_ids) u (id)
+    JOIN ledger w ON w.upload_id = u.id GROUP BY s.id
+"""
+_OF_LOOP = f"SELECT {_SPAN} FROM found w HAVING count(*) > 0"
+
+
+def _spans(settings: Settings, statement: str) -> list[Span]:
+    with open_session(settings) as session:
+        return [(tenth, end) for tenth, end in session.execute(text(statement))]
 
 
 _NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
@@ -471,7 +500,11 @@ def usual_loop(file: Path) -> None:
 
 def show(row: Measured) -> None:
     ap50 = "  random weights" if row.ap50 is None else f"  AP50 {row.ap50:.4f}"
-    gpu = "" if row.whole.gpu is None else f", GPU at work {row.whole.gpu:.0%} of the time"
+    gpu = ""
+    if row.whole.gpu is not None:
+        steady = row.whole.gpu_steady
+        share = "" if steady is None else f" {steady:.0%} of the time,"
+        gpu = f", GPU at work{share} whole {row.whole.gpu:.0%}"
     print(
         f"{_name(row)} {row.pictures:4d} pictures {1 / row.seconds:6.2f}/s {row.cpu:7.3f} CPU s "
         f"each, start {row.start.cpu:5.1f} CPU s {row.start.seconds:5.1f} s, "
