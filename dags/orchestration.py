@@ -272,9 +272,10 @@ class Approve(ApprovalOperator):
 class Confirm(HITLOperator):
     """Asks a person before a run that is larger than the cap; returns how many are scored.
 
-    Without an answer in time it is as many as the cap allows, the oldest first: nothing waits for
-    a person who is asleep, and nothing costs more than was agreed. So it is, too, where it asked
-    about other numbers before.
+    Nothing is returned where nothing is asked, and where the task was marked as successful by hand,
+    with which nobody agreed to anything. Without an answer in time it is as many as the cap allows,
+    the oldest first: nothing waits for a person who is asleep, and nothing costs more than was
+    agreed. So it is, too, where it asked about other numbers before.
     """
 
     ALL, CAP, NOTHING = "Score all", "Score what the cap allows", "Score nothing now"
@@ -307,7 +308,7 @@ class Confirm(HITLOperator):
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         [chosen] = super().execute_complete(context, event)["chosen_options"]
         survey = context["ti"].xcom_pull(task_ids=self.survey_task)
-        limits = {self.ALL: None, self.CAP: survey["confirm_images"], self.NOTHING: 0}
+        limits = {self.ALL: survey["planned"], self.CAP: survey["confirm_images"], self.NOTHING: 0}
         return limits[chosen]
 
 

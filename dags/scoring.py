@@ -1,5 +1,6 @@
 """The tasks of a scoring run, for new uploads and for history alike."""
 
+import logging
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -29,6 +30,25 @@ PARAMS: dict[str, Param] = {
         "the storage floor are kept whatever it is.",
     ),
 }
+logger = logging.getLogger("gun_detection.scoring")
+
+
+def send_freshness() -> None:
+    """The gauges of what waits, whatever became of the run: also while nights fail they tell.
+
+    What keeps them from being sent hides no other failure.
+    """
+    from airflow.sdk.observability import stats
+
+    from gun_detection import stages
+    from gun_detection.settings import load_settings
+
+    try:
+        fresh = stages.freshness(load_settings())
+        stats.gauge("gun_detection.scoring.unscored", fresh["unscored"])
+        stats.gauge("gun_detection.scoring.oldest_unscored_seconds", fresh["oldest_seconds"])
+    except Exception:
+        logger.exception("the gauges of what waits were not sent")
 
 
 def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
@@ -46,7 +66,8 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         found = stages.survey_uploads(
             load_settings(),
             kind,
-            params["bucket"],
+            # What the form sends where nothing was filled in.
+            params["bucket"] or None,
             params["prefix"],
             listing=dag_run.run_type != "asset_triggered",
         )
@@ -74,7 +95,7 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
         planned = stages.plan_scoring(
             load_settings(),
             surveyed,
-            params["bucket"],
+            params["bucket"] or None,
             params["prefix"],
             params["threshold"],
             run_id=f"airflow:{dag.dag_id}:{run_id}",
@@ -110,20 +131,16 @@ def scoring_tasks(kind: Literal["new", "rescore"], at_once: int) -> None:
     def finish(ti: Any = None, outlet_events: Any = None) -> dict[str, Any]:
         """Close the run, and fail when anything was left undone."""
         from airflow.sdk.exceptions import AirflowFailException
-        from airflow.sdk.observability import stats
 
         from gun_detection import stages
         from gun_detection.settings import load_settings
 
+        send_freshness()
         # As an argument of the task it would have to be there.
         scoring_run = ti.xcom_pull(task_ids="plan", key="run_id")
         if scoring_run is None:
             raise AirflowFailException("nothing was planned: the logs of survey and plan say why")
-        settings = load_settings()
-        fresh = stages.freshness(settings)
-        stats.gauge("gun_detection.scoring.unscored", fresh["unscored"])
-        stats.gauge("gun_detection.scoring.oldest_unscored_seconds", fresh["oldest_seconds"])
-        summary = stages.finish_scoring(settings, scoring_run)
+        summary = stages.finish_scoring(load_settings(), scoring_run)
         print(summary["text"])
         outlet_events[DETECTIONS].extra = {
             name: summary[name] for name in ("run_id", "scored", "quarantined", "detections")

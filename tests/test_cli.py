@@ -170,6 +170,28 @@ def test_a_shard_that_fails_stops_no_other_and_ends_its_run(
         assert session.scalar(select(ScoringRun.state)) == "failed"
 
 
+@pytest.mark.parametrize(("options", "planned"), [(["--yes"], 3), ([], 3), (["--json"], 1)])
+def test_all_is_scored_where_somebody_said_so(
+    cli: Run,
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    planned: int,
+) -> None:
+    with open_session(settings) as session:
+        model = publish(random_model(1), settings, storage, session).id
+    assert ok(cli("promote", model, "--force", "--reason", "a test", "--json"))
+    for picture in upload_pictures(3, seed=1):
+        storage.put(settings.uploads_bucket, picture.name, picture.data)
+    monkeypatch.setenv("GUN_DETECTION_CONFIRM_IMAGES", "1")
+    monkeypatch.setattr("typer.confirm", lambda _: True)
+    monkeypatch.setattr(stages, "score_shard", lambda *_: None)
+    assert cli("score", *options)[0] == 1
+    with open_session(settings) as session:
+        assert session.scalar(select(ScoringRun.planned)) == planned
+
+
 JOBS = """
 import signal
 import sys
@@ -265,6 +287,9 @@ def test_a_file_is_evaluated_and_used_without_a_database(
         (["evaluate"], 2, "Missing argument"),
         (["evaluate", "champion", "--split", "train"], 2, "holdout or validation"),
         (["score", "--threshold", "2"], 2, "Invalid value for"),
+        (["score", "--bucket", ""], 2, "it is empty: name a bucket"),
+        (["rescore", "--bucket", ""], 2, "it is empty: name a bucket"),
+        (["quarantine", "retry", "--reason", "CRASHED", "--bucket", ""], 2, "it is empty"),
         (["ingest", "synthetic:many"], 2, "synthetic:200:0"),
         (["train", "--preset", "fast"], 2, "choose from smoke, demo, cpu, gpu, seed"),
         (["train", "--set", "epochs"], 2, "key=value"),

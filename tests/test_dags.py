@@ -326,3 +326,80 @@ except ServiceUnavailableError:
 def test_an_answer_waits_for_the_database() -> None:
     # Trying the task again would ask again.
     assert in_a_task(_DATABASE_AWAY) == {"approved": True, "actor": "ann", "comment": ""}
+
+
+_HOW_MANY = """
+from datetime import datetime, timezone
+def answered(chosen):
+    event = {
+        "chosen_options": [chosen], "params_input": {}, "responded_at": datetime.now(timezone.utc),
+        "responded_by_user": {"id": "1", "name": "ann"},
+    }
+    return confirm.execute_complete(context(survey, task=confirm), event)
+confirm = dags["score_uploads"].get_task("confirm")
+small = survey | {"confirm": False}
+limits = [answered(chosen) for chosen in confirm.options]
+print(json.dumps(limits + [confirm.execute(context(small))]))
+"""
+
+
+@pytest.mark.usefixtures("settings")
+def test_whoever_agreed_to_all_agreed_to_a_number() -> None:
+    # The last is what there is, too, where the task was marked as successful by hand.
+    assert in_a_task(_HOW_MANY) == [9, 5, 0, None]
+
+
+_FORM = """
+buckets = []
+def survey_uploads(settings, kind, bucket, *_, **__):
+    buckets.append(bucket)
+    return {"text": ""}
+def plan_scoring(settings, surveyed, bucket, *_, **__):
+    buckets.append(bucket)
+    return {"run_id": "r", "run_url": "u", "shard_ids": []}
+stages.survey_uploads, stages.plan_scoring = survey_uploads, plan_scoring
+run = types.SimpleNamespace(run_type="manual")
+ti = types.SimpleNamespace(xcom_push=lambda *_: None)
+for bucket in (None, "", "b"):
+    params = {"bucket": bucket, "prefix": None, "threshold": None}
+    score = dags["score_uploads"]
+    score.get_task("survey").python_callable(params, run)
+    score.get_task("plan").python_callable({}, None, params, score, "night", ti)
+print(json.dumps(buckets))
+"""
+
+
+@pytest.mark.usefixtures("settings")
+def test_an_empty_field_of_the_form_is_no_bucket() -> None:
+    assert in_a_task(_FORM) == [None, None, None, None, "b", "b"]
+
+
+_UNPLANNED = """
+from airflow.sdk.observability import stats
+sent = {}
+stats.gauge = sent.__setitem__
+finish = dags["score_uploads"].get_task("finish").python_callable
+ti = types.SimpleNamespace(xcom_pull=lambda **_: None)
+def said():
+    try:
+        finish(ti, {})
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+def away(_):
+    raise ServiceUnavailableError("away")
+stages.freshness = lambda _: {"unscored": 7, "oldest_seconds": 100.0}
+said_with = said()
+stages.freshness = away
+print(json.dumps([sent, said_with, said()]))
+"""
+
+
+@pytest.mark.usefixtures("settings")
+def test_what_waits_is_measured_also_where_nothing_was_planned() -> None:
+    sent, said, said_without_a_database = in_a_task(_UNPLANNED)
+    assert sent == {
+        "gun_detection.scoring.unscored": 7,
+        "gun_detection.scoring.oldest_unscored_seconds": 100.0,
+    }
+    assert said.startswith("AirflowFailException: nothing was planned")
+    assert said_without_a_database == said

@@ -14,7 +14,18 @@ from gun_detection.cli.output import err, progress, show, show_rows
 from gun_detection.errors import GunDetectionError
 from gun_detection.text import printable_lines
 
-Bucket = Annotated[str | None, typer.Option(help="Bucket; all that are configured by default.")]
+
+def _named(bucket: str | None) -> str | None:
+    """A callback: a variable that is not set would have all buckets taken for the one named."""
+    if bucket == "":
+        raise typer.BadParameter("it is empty: name a bucket, or leave this out for all of them")
+    return bucket
+
+
+Bucket = Annotated[
+    str | None,
+    typer.Option(help="Bucket; all that are configured by default.", callback=_named),
+]
 Prefix = Annotated[str | None, typer.Option(help="Only keys that start with this.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List and say what would be scored, no more.")
@@ -88,10 +99,11 @@ def _run(
         _show_survey(survey, as_json)
         return
     limit = None
-    if survey["confirm"] and not yes:
-        if not as_json:
+    if survey["confirm"]:
+        limit = survey["planned"]
+        if not yes and not as_json:
             _show_survey(survey, as_json)
-        if as_json or not typer.confirm(f"Score all {survey['planned']:,}?"):
+        if not yes and (as_json or not typer.confirm(f"Score all {limit:,}?")):
             limit = survey["confirm_images"]
             err.print(f"Scoring {limit:,} of {survey['planned']:,}; --yes scores all.")
     plan = stages.plan_scoring(settings, survey, bucket, prefix, threshold, limit=limit)

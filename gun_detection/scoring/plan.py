@@ -8,7 +8,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
-from gun_detection.database.models import ModelVersion, ScoringRun, Shard
+from gun_detection.database.models import ModelVersion, ScoringRun, Shard, Upload
 from gun_detection.errors import (
     GunDetectionError,
     NotFoundError,
@@ -97,22 +97,34 @@ def survey(
 ) -> Survey:
     """List the sources, note their uploads, and say what a run by `model` would cover.
 
-    Without `listing`, and in a re-scoring, it is about what is known. Of several sources, one that
-    cannot be listed keeps none of the others waiting; when all of them fail, the first error is
-    raised: `NotFoundError` for a bucket that is not there.
+    Without `listing`, and in a re-scoring, it is about what is known. A source that cannot be
+    listed keeps neither the others waiting nor what is known of it. Where all of them fail, the
+    first error is raised if there is no use in going on: nothing waits, no server answers, or it is
+    what somebody named by hand. That is `NotFoundError` for a bucket that is not there, also in a
+    re-scoring where no upload of it is known.
     """
     counts = Listed()
-    unlisted: dict[str, str] = {}
+    errors: dict[str, GunDetectionError] = {}
     configured = load_sources(settings)
+    by_hand = [_address(source) for source in sources if not _is_within(source, configured)]
     listing = listing and kind == "new"
     if listing:
-        unlisted = _list(sources, counts, settings, storage)
+        errors = _list(sources, counts, settings, storage)
+    nothing_listed = len(errors) == len(sources)
+    # Where no server answers, nothing could be read either: the survey is to be tried again.
+    away = all(isinstance(error, TransientError) for error in errors.values())
+    if nothing_listed and (by_hand or away):
+        raise next(iter(errors.values()))
+    if kind == "rescore":
+        _require_known(sources, configured, settings, storage)
     with open_session(settings) as session:
         if kind == "new":
             again = judge_again(session, model.id)
             logger.info("%d uploads are to be judged once more", again)
             sort_out(session, sources, configured)
         waiting = sum(count(session, kind, model, source) for source in sources)
+        if nothing_listed and not waiting:
+            raise next(iter(errors.values()))
         chosen, arguments = choose(kind, model, sources, _cap(kind, settings))
         totals = f"SELECT COUNT(*) AS uploads, COALESCE(SUM(size), 0) AS bytes FROM ({chosen}) c"
         planned = session.execute(text(totals), arguments).one()
@@ -124,8 +136,8 @@ def survey(
         model_id=model.id,
         buckets=sorted({source.bucket for source in sources}),
         prefix=prefix,
-        unlisted=unlisted,
-        by_hand=[_address(source) for source in sources if not _is_within(source, configured)],
+        unlisted={address: error.message for address, error in errors.items()},
+        by_hand=by_hand,
         listed=counts.objects if listing else None,
         left_out=counts.left_out,
         new=counts.new,
@@ -144,16 +156,13 @@ def survey(
 
 def _list(
     sources: list[Source], counts: Listed, settings: Settings, storage: Storage
-) -> dict[str, str]:
+) -> dict[str, GunDetectionError]:
     """List all sources; of those that fail, why."""
     errors: dict[str, GunDetectionError] = {}
     for source in sources:
         address = _address(source)
         try:
-            if not storage.bucket_exists(source.bucket):
-                raise NotFoundError(
-                    f"the bucket {source.bucket!r} does not exist: create it, or name another one"
-                )
+            _require_bucket(source.bucket, storage)
             listed = note_uploads(source, settings, storage, wait=True)
         except OSError as error:
             # An inventory is stored here while it is read, and the disk may be full.
@@ -165,9 +174,26 @@ def _list(
                 setattr(counts, name, getattr(counts, name) + value)
             continue
         logger.error("%s: %s", address, errors[address].message)
-    if len(errors) == len(sources):
-        raise next(iter(errors.values()))
-    return {address: error.message for address, error in errors.items()}
+    return errors
+
+
+def _require_known(
+    sources: list[Source], configured: list[Source], settings: Settings, storage: Storage
+) -> None:
+    """Raise `NotFoundError` for a bucket that is neither configured, nor known, nor there.
+
+    Nothing is listed for a re-scoring: a slip of the pen would find that nothing is left to do.
+    """
+    for bucket in {source.bucket for source in sources} - {source.bucket for source in configured}:
+        with open_session(settings) as session:
+            upload = session.scalar(select(Upload.id).where(Upload.bucket == bucket).limit(1))
+        if upload is None:
+            _require_bucket(bucket, storage)
+
+
+def _require_bucket(bucket: str, storage: Storage) -> None:
+    if not storage.bucket_exists(bucket):
+        raise NotFoundError(f"the bucket {bucket!r} does not exist: create it, or name another one")
 
 
 def _address(source: Source) -> str:

@@ -173,9 +173,12 @@ def choose_sources(
 
     A bucket that is not configured is taken whole. A prefix is listed itself, by paging, whatever
     the partitions or the inventory of its source are; the patterns of all sources below it hold.
-    Raises `SettingsError` for a prefix without a bucket where there are several, and for the data
-    bucket.
+    Raises `SettingsError` for a prefix without a bucket where there are several, for the data
+    bucket, and for a name that is empty.
     """
+    if bucket == "":
+        # Nobody who names a bucket means all of them.
+        raise SettingsError("the name of the bucket is empty: name one, or none for all of them")
     if bucket == settings.data_bucket:
         raise SettingsError(f"{bucket} is the data bucket: it is not scored")
     chosen = [source for source in sources if bucket in (None, source.bucket)]

@@ -16,7 +16,9 @@ from gun_detection.database import open_session
 from gun_detection.database.models import ModelVersion
 from gun_detection.errors import (
     FailureBudgetError,
+    GunDetectionError,
     NotFoundError,
+    ServiceUnavailableError,
     SettingsError,
     TerminalError,
     TransientError,
@@ -170,17 +172,19 @@ def test_a_run_takes_no_more_than_was_asked_about(
 ) -> None:
     few = settings.model_copy(update={"confirm_images": 3})
 
-    def planned(before: int, meanwhile: int, name: str) -> int:
+    def planned(before: int, meanwhile: int, name: str, *, agreed: bool = False) -> int:
         upload(storage, settings, **{f"{name}{number}": b"x" for number in range(before)})
         found = stages.survey_uploads(few)
         assert found["confirm"] == (found["planned"] > 3)
         upload(storage, settings, **{f"{name}-{number}": b"x" for number in range(meanwhile)})
         surveyed()
-        return int(stages.plan_scoring(few, found)["planned"])
+        limit = found["planned"] if agreed else None
+        return int(stages.plan_scoring(few, found, limit=limit)["planned"])
 
     assert planned(2, 4, "a") == 3, "nobody was asked"
     # Two, four and one.
-    assert planned(1, 4, "b") == 7, "somebody agreed to seven"
+    assert planned(1, 4, "b", agreed=True) == 7, "somebody agreed to seven"
+    assert planned(1, 4, "c") == 3, "nobody answered"
 
 
 def test_a_bucket_by_hand_is_planned_whatever_other_surveys_say_meanwhile(
@@ -265,6 +269,94 @@ def test_a_prefix_is_taken_literally(plan: Planned, settings: Settings, storage:
 def test_a_missing_bucket_is_named(plan: Planned) -> None:
     with pytest.raises(NotFoundError, match="no-such-bucket"):
         plan(bucket="no-such-bucket")
+
+
+def test_a_name_that_no_bucket_can_have_is_a_mistake_and_not_tried_again(
+    surveyed: Surveyed, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="Bad Bucket"):
+        surveyed(bucket="Bad Bucket")
+    with pytest.raises(SettingsError, match="Bad Bucket"):
+        surveyed(kind="rescore", bucket="Bad Bucket")
+    upload(storage, settings, a=b"x")
+    path = tmp_path / "sources.yaml"
+    path.write_text(f"buckets: [{{bucket: Bad Bucket}}, {{bucket: {settings.uploads_bucket}}}]")
+    found, _ = surveyed(settings=settings.model_copy(update={"sources_file": path}))
+    assert (found.planned, list(found.unlisted)) == (1, ["s3://Bad Bucket/"])
+
+
+def test_history_of_a_bucket_is_looked_for_where_it_is_or_was(
+    surveyed: Surveyed, settings: Settings, storage: Storage
+) -> None:
+    with pytest.raises(NotFoundError, match="no-such-bucket"):
+        surveyed(kind="rescore", bucket="no-such-bucket")
+    with pytest.raises(NotFoundError, match="no-such-bucket"):
+        stages.survey_uploads(settings, "rescore", "no-such-bucket", "a/")
+    storage.ensure_bucket("another-bucket")
+    assert surveyed(kind="rescore", bucket="another-bucket")[0].planned == 0
+    upload(storage, settings, a=b"x")
+    surveyed()
+    rows(settings, "UPDATE upload SET bucket = 'gone-bucket' RETURNING id")
+    assert surveyed(kind="rescore", bucket="gone-bucket")[0].planned == 0
+
+
+def test_what_waits_is_scored_while_nothing_can_be_listed(
+    surveyed: Surveyed,
+    plan: Planned,
+    engine: Simulated,
+    settings: Settings,
+    storage: Storage,
+    tmp_path: Path,
+) -> None:
+    upload(storage, settings, a=picture())
+    surveyed()
+    path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
+    path.write_text(f"buckets: [{{bucket: {bucket}, inventory: 's3://{bucket}/list.csv'}}]")
+    storage.put(bucket, "list.csv", b"words")
+    damaged = settings.model_copy(update={"sources_file": path})
+    made = plan(settings=damaged)
+    assert made.planned == 1
+    score_all(made, settings, storage, engine)
+    assert outcomes(settings) == {"a": "scored"}
+    with pytest.raises(FailureBudgetError, match=r"list\.csv") as caught:
+        finish_run(made.run_id, settings)
+    assert caught.value.reason == "NOT_LISTED"
+    with pytest.raises(SettingsError, match=r"list\.csv"):
+        surveyed(settings=damaged)
+
+
+@pytest.mark.parametrize(
+    ("error", "own", "planned"),
+    [
+        (SettingsError("access denied"), False, 2),
+        # Nothing could be read either: the survey is to be tried again.
+        (ServiceUnavailableError("away"), False, None),
+        # Whoever named it wants to know at once.
+        (SettingsError("access denied"), True, None),
+    ],
+)
+def test_what_waits_is_planned_without_a_listing_only_where_that_helps(
+    surveyed: Surveyed,
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    error: GunDetectionError,
+    own: bool,
+    planned: int | None,
+) -> None:
+    storage.ensure_bucket("another-bucket")
+    bucket = "another-bucket" if own else settings.uploads_bucket
+    for number in range(2):
+        storage.put(bucket, f"{number}.jpg", b"x")
+    asked = bucket if own else None
+    assert surveyed(bucket=asked)[0].planned == 2
+    monkeypatch.setattr(storage, "list_objects", Mock(side_effect=error))
+    if planned is None:
+        with pytest.raises(type(error), match=error.message):
+            surveyed(bucket=asked)
+    else:
+        found, _ = surveyed(bucket=asked)
+        assert (found.planned, found.unlisted) == (planned, {f"s3://{bucket}/": error.message})
 
 
 def test_a_full_disk_at_one_source_keeps_no_other_waiting(

@@ -158,6 +158,12 @@ def test_a_prefix_is_listed_itself() -> None:
         choose_sources(SOURCES, Settings(), None, "x/")
 
 
+@pytest.mark.parametrize("prefix", ["", "images/"])
+def test_a_bucket_without_a_name_is_not_all_of_them(prefix: str) -> None:
+    with pytest.raises(SettingsError, match="the name of the bucket is empty"):
+        choose_sources(SOURCES, Settings(), "", prefix)
+
+
 @pytest.mark.parametrize("prefix", [None, "images/"])
 def test_the_data_bucket_is_not_scored_by_hand_either(prefix: str | None) -> None:
     settings = Settings()
