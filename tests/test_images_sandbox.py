@@ -134,6 +134,28 @@ def test_pipes_may_be_as_small_as_they_come(monkeypatch: pytest.MonkeyPatch) -> 
         assert decoder.decode(large).pixels.shape == (500, 700, 3)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without other pipes")
+def test_pipes_of_all_decoders_of_a_machine_leave_none_small() -> None:
+    """Three shards of sixteen decoders, of a user whom the kernel gives 64 MiB of pipes."""
+    script = """
+import fcntl, os
+from gun_detection.images.sandbox import _descriptors, _start
+os.setgid(54321)
+os.setuid(54321)
+children = [_start(["/bin/cat"]) for _ in range(48)]
+pipes = [pipe for child in children for pipe in _descriptors(child)]
+print(*(fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) for pipe in pipes))
+for child in children:
+    child.kill()
+    child.wait()
+"""
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    sizes = [int(size) for size in output.split()]
+    assert len(sizes) == 96
+    assert min(sizes) >= 2**16
+    assert max(sizes) > 2**16, "pixels pass in large pieces"
+
+
 @pytest.mark.parametrize("side", [48, 1500], ids=["fits the pipe", "blocks the pipe"])
 def test_hanging_child_is_killed_and_replaced(side: int) -> None:
     with SandboxedDecoder(Settings(decode_timeout=2)) as decoder:

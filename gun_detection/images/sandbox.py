@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from gun_detection.settings import Settings
 
 _START_SECONDS = 60.0
-_PIPE_BYTES = 2**20
+# Of the pipe that carries pixels: a picture passes in pieces of this size, each a switch of
+# processes. A user who has 64 MiB of pipes, most of a machine's decoders together, gets new ones of
+# 8 KiB, which are measured to take twice the time.
+_PIXEL_PIPE_BYTES = 2**18
 _FATAL = {Reason.DECODER_CRASHED, Reason.DECODE_TIMEOUT, Reason.DECODE_MEMORY}
 
 
@@ -97,19 +100,9 @@ class SandboxedDecoder:
         self.close()
         limits = [self._limits.max_pixels, self._limits.max_bytes, self._limits.min_side]
         arguments = [*limits, self._memory_mb, self._timeout]
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "gun_detection.images.decoder_process", *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env=_child_environment(),
+        self._child = _start(
+            [sys.executable, "-m", "gun_detection.images.decoder_process", *map(str, arguments)]
         )
-        for pipe in _descriptors(self._child):
-            # A picture passes in a few pieces instead of dozens, each a switch of processes. The
-            # kernel has room for 64 such pipes of one user; others are as small as they come.
-            with suppress(PermissionError):
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            os.set_blocking(pipe, False)
         if not _starts(self._child):
             self.close()
             raise ServiceUnavailableError(
@@ -143,6 +136,24 @@ class DecoderPool:
             return decoder.decode(data, fit=fit)
         finally:
             self._free.put(decoder)
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    """A child with a pipe for pictures and one for pixels, which do not block."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        env=_child_environment(),
+    )
+    request, answer = _descriptors(child)
+    # The kernel refuses it to a user who has many; then the pipe is as small as it comes.
+    with suppress(PermissionError):
+        fcntl.fcntl(answer, fcntl.F_SETPIPE_SZ, _PIXEL_PIPE_BYTES)
+    for pipe in (request, answer):
+        os.set_blocking(pipe, False)
+    return child
 
 
 def _starts(child: subprocess.Popen[bytes]) -> bool:

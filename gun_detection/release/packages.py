@@ -73,6 +73,8 @@ def open_engine(version: ModelVersion, settings: Settings, storage: Storage) -> 
         other = differs(engine, files[ANSWERS], settings.score_floor) if ANSWERS in files else None
         if other is None:
             logger.info("%s runs on the engine %s (%s)", version.id, engine.name, engine.device)
+            if chosen is None:
+                _say_what_lacks(version, settings)
             return engine
         logger.error(
             "the engine %s does not find here what it found where %s was packaged with it, and "
@@ -116,6 +118,23 @@ def _chosen(version: ModelVersion, settings: Settings) -> EnginePackage | None:
     with open_session(settings) as session:
         rows = session.scalars(select(EnginePackage).where(EnginePackage.model_id == version.id))
         return _choose(rows.all(), version, settings)
+
+
+def _say_what_lacks(version: ModelVersion, settings: Settings) -> None:
+    """Warn of a GPU that the reference runs on because nobody made a package for it."""
+    if settings.engine != "auto" or select_device(settings.device).type != "cuda":
+        return
+    with open_session(settings) as session:
+        mine = EnginePackage.model_id == version.id, EnginePackage.engine.in_(GPU_ENGINES)
+        made = session.scalar(select(EnginePackage.id).where(*mine).limit(1))
+    if made is None:
+        logger.warning(
+            "%s has no package for the GPU, and the reference engine looks at pictures several "
+            "times slower: run `gun-detection package %s` on a machine with such a GPU "
+            "(docs/deployment.md)",
+            version.id,
+            version.id,
+        )
 
 
 def load_engine(

@@ -7,7 +7,9 @@ picture of which two die alone is quarantined; the shard goes on. See `leases` f
 
 import logging
 import os
+import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +31,9 @@ _LAST_LINES = 15
 _MOST_CONDEMNED = 5
 # Deaths in a row after which nothing has changed.
 _MOST_IDLE = 2
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+# A driver in trouble keeps whoever asks it.
+_DRIVER_SECONDS = 30
 
 
 def score_shard(
@@ -87,7 +92,7 @@ def _run_worker(
             return run_child(
                 _command(shard_id, take_over=take_over),
                 folder,
-                _environment(settings),
+                _environment(settings, shard_id),
                 lambda progress: on_progress(progress["done"], progress["total"]),
                 # Then another attempt may have the shard, and this one is of no more use.
                 patience=settings.shard_lease_seconds,
@@ -146,9 +151,39 @@ def _command(shard_id: int, *, take_over: bool) -> list[str]:
     return [*module, "--take-over"] if take_over else module
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """Several threads look at a picture each: threads within one would only get in their way."""
-    return {"OMP_NUM_THREADS": "1"} | dict(os.environ) | settings.to_environment()
+def _environment(settings: Settings, shard_id: int) -> dict[str, str]:
+    """Several threads look at a picture each: threads within one would only get in their way.
+
+    Of several GPUs it sees one, as it would take the first. Those at work at the same time have
+    shards of successive ids, and so different ones. Who says which are to be seen is obeyed.
+    """
+    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | settings.to_environment()
+    if _VISIBLE not in os.environ and len(gpus := _gpus()) > 1:
+        environment[_VISIBLE] = gpus[shard_id % len(gpus)]
+    return environment
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that are to be seen here; none without a driver.
+
+    Of one that is split into instances (MIG), those. PyTorch is not asked: this process would
+    hold memory of a GPU from then on.
+    """
+    query = ["nvidia-smi", "-L"]
+    try:
+        # Where one of several is lost it lists the others, and fails.
+        listed = subprocess.run(
+            query, capture_output=True, text=True, check=False, timeout=_DRIVER_SECONDS
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    found: list[list[str]] = []
+    for kind, uuid in re.findall(r"^ *(GPU|MIG) .*\(UUID: (\S+)\)$", listed, re.MULTILINE):
+        if kind == "GPU":
+            found.append([uuid])
+        elif found:
+            found[-1].append(uuid)
+    return [name for gpu, *parts in found for name in parts or [gpu]]
 
 
 def _cause(code: int) -> str:

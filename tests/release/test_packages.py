@@ -13,7 +13,13 @@ from gun_detection.detector.inference import Predictor
 from gun_detection.errors import ModelError, SettingsError, TerminalError
 from gun_detection.release import packages
 from gun_detection.release.answers import PICTURES
-from gun_detection.release.packages import cached_file, engine_for, open_engine, package_key
+from gun_detection.release.packages import (
+    cached_file,
+    engine_for,
+    load_engine,
+    open_engine,
+    package_key,
+)
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.release.conftest import F32, change, make, wanting
@@ -106,3 +112,28 @@ def test_an_engine_that_answers_otherwise_here_is_passed_over(
     # As a package of this machine's own does not.
     monkeypatch.setattr(packages, "_unfit", set())
     assert open_engine(version, wanting(F32, settings), storage).name == F32
+
+
+def test_a_gpu_without_a_package_is_warned_of(
+    version: ModelVersion,
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened = load_engine(version, "eager", {}, settings, storage, 0.0)
+    monkeypatch.setattr(packages, "load_engine", lambda *_: opened)
+    open_engine(version, wanting("auto", settings), storage)
+    assert "no package" not in caplog.text, "on a CPU"
+    monkeypatch.setattr(packages, "select_device", lambda _: torch.device("cuda"))
+    open_engine(version, wanting("eager", settings), storage)
+    assert "no package" not in caplog.text, "as it was asked for"
+    open_engine(version, wanting("auto", settings), storage)
+    [said] = [row for row in caplog.records if row.levelname == "WARNING"]
+    assert f"gun-detection package {version.id}` on a machine with such a GPU" in said.getMessage()
+    caplog.clear()
+    refused = {"accepted": False, "reason": "it finds less", "pictures": 0, "toolchain": ""}
+    with open_session(settings) as session:
+        session.add(EnginePackage(model_id=version.id, engine="cuda", files={}, **refused))
+    open_engine(version, wanting("auto", settings), storage)
+    assert "no package" not in caplog.text, "one was made, and refused"
