@@ -161,8 +161,10 @@ class Settings(BaseSettings):
     watch_seconds: float = Field(
         20.0,
         ge=0,
-        le=_DAY,
-        description="Pause between two looks for new uploads; 0: they wait for the night.",
+        # After an hour without a look, people are told that nobody looks.
+        le=_HOUR / 2,
+        description="Pause between two looks for new uploads, half an hour at most; 0: they wait "
+        "for the night.",
     )
     since: datetime | None = Field(
         None,

@@ -54,7 +54,11 @@ def test_another_environment_wins_over_this_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GUN_DETECTION_UPLOADS_BUCKET", "mine")
     monkeypatch.setenv("GUN_DETECTION_WATCH_SECOND", "5")
     assert load_settings({"GUN_DETECTION_UPLOADS_BUCKET": "theirs"}).uploads_bucket == "theirs"
-    for name, value in (("WATCH_SECOND", "5"), ("WATCH_SECONDS", "often")):
+    for name, value in (
+        ("WATCH_SECOND", "5"),
+        ("WATCH_SECONDS", "often"),
+        ("WATCH_SECONDS", "7200"),
+    ):
         with pytest.raises(SettingsError, match=f"GUN_DETECTION_{name}"):
             load_settings({f"GUN_DETECTION_{name}": value})
 
