@@ -10,6 +10,7 @@ from jinja2 import Environment
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from gun_detection.database import open_session
 from gun_detection.database.models import (
     DatasetVersion,
     Evaluation,
@@ -41,14 +42,13 @@ def card_key(model_id: str) -> str:
     return f"models/{model_id}/card.html"
 
 
-def write_card(
-    session: Session, model_id: str, settings: Settings, storage: Storage
-) -> dict[str, bytes]:
+def write_card(model_id: str, settings: Settings, storage: Storage) -> dict[str, bytes]:
     """Make the card anew and store it beside the model; its files by their names.
 
-    `card.html` holds its pictures, `card.md` refers to `failures/N.jpg` beside it.
+    `card.html` holds its pictures, `card.md` refers to `failures/N.jpg` beside it. It shows what
+    is committed, and no transaction is open while pictures are read, drawn and stored.
     """
-    files = make_card(session, get_model(session, model_id), settings, storage)
+    files = make_card(model_id, settings, storage)
     kinds = {"html": "text/html; charset=utf-8", "md": "text/markdown; charset=utf-8"}
     for name, data in files.items():
         kind = kinds.get(name.rpartition(".")[2], "image/jpeg")
@@ -56,13 +56,14 @@ def write_card(
     return files
 
 
-def make_card(
-    session: Session, model: ModelVersion, settings: Settings, storage: Storage
-) -> dict[str, bytes]:
+def make_card(model_id: str, settings: Settings, storage: Storage) -> dict[str, bytes]:
     """The files of the card: `card.html`, `card.md` and the pictures of known failures."""
-    row = _shown(session, model)
+    with open_session(settings) as session:
+        model = get_model(session, model_id)
+        row = _shown(session, model)
+        content = _content(session, model, row)
     pictures = _failures(row, model.threshold, settings, storage) if row else {}
-    content = _content(session, model, row) | {"failures": _captions(pictures)}
+    content["failures"] = _captions(pictures)
     templates: Environment = environment()
     page = templates.get_template("card.html").render(
         content,

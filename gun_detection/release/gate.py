@@ -6,6 +6,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from gun_detection.database import open_session
 from gun_detection.database.models import (
     Approval,
     Evaluation,
@@ -44,19 +45,25 @@ def require_same_data(candidate: Evaluation, champion: Evaluation) -> None:
 
 
 def caution(
-    session: Session,
     candidate: ModelVersion,
     champion: ModelVersion | None,
     dataset_id: str,
     settings: Settings,
     storage: Storage,
 ) -> str | None:
-    """What no rule sees and a person should know before this candidate is champion, or None."""
+    """What no rule sees and a person should know before this candidate is champion, or None.
+
+    No transaction is open while manifests are read.
+    """
     if champion is not None and champion.id == candidate.id:
         return None
-    said = [_rolled_back(session, candidate), _refused(session, candidate)]
+    known = None
+    with open_session(settings) as session:
+        said = [_rolled_back(session, candidate), _refused(session, candidate)]
+        if champion is not None:
+            known = champion.dataset_id or _measured_on(session, champion)
     if champion is not None:
-        said.insert(0, _holdout_changed(session, champion, dataset_id, settings, storage))
+        said.insert(0, _holdout_changed(known, dataset_id, settings, storage))
     return "; ".join(filter(None, said)) or None
 
 
@@ -67,18 +74,14 @@ def open_questions(verdicts: Sequence[Verdict]) -> str | None:
 
 
 def _holdout_changed(
-    session: Session,
-    champion: ModelVersion,
-    dataset_id: str,
-    settings: Settings,
-    storage: Storage,
+    known: str | None, dataset_id: str, settings: Settings, storage: Storage
 ) -> str | None:
-    """What is said where a holdout has too few of the pictures that the champion was measured on.
+    """What is said where a holdout has too few of the pictures that the champion was measured on,
+    those of the data set `known`.
 
     A picture counts only with the same label, and those with a gun count for themselves, too: who
     finds a gun that lost its label is charged with a false alarm.
     """
-    known = champion.dataset_id or _measured_on(session, champion)
     if known is None:
         return (
             "nobody knows which pictures the champion was measured on: what it was good at was "

@@ -62,7 +62,8 @@ class NewModel:
 def publish(new: NewModel, settings: Settings, storage: Storage, session: Session) -> ModelVersion:
     """Store a model version; equal weights from equal data and recipe are the same version.
 
-    The row comes last, so that a crash half-way leaves no version without its files.
+    The row comes last, so that a crash half-way leaves no version without its files. Give it a
+    session that has asked nothing yet: no transaction is open then while the files are stored.
     """
     weights, sha256 = serialize(new.model, new.detector)
     identity = f"{sha256} {new.config_hash} {new.dataset_id}"

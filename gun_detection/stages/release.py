@@ -1,5 +1,6 @@
 """From a measured candidate to a champion: gate, approval, promotion, rollback, retention."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from gun_detection.stages.links import card_url, decision_url, report_url
 from gun_detection.storage import Storage
 
 Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 def gate(
@@ -34,7 +37,6 @@ def gate(
     """
     from gun_detection.evaluation.evaluate import evaluate_version
     from gun_detection.release.canary import fly_canary
-    from gun_detection.release.card import write_card
     from gun_detection.release.champion import current_champion, get_model, require_weights
     from gun_detection.release.gate import caution as look_closely
     from gun_detection.release.gate import (
@@ -60,8 +62,7 @@ def gate(
     for other in rows[1:]:
         require_same_data(rows[0], other)
     measured = [_measured(*both, settings, storage) for both in zip(versions, rows, strict=True)]
-    with open_session(settings) as session:
-        unseen = look_closely(session, model, champion, dataset_id, settings, storage)
+    unseen = look_closely(model, champion, dataset_id, settings, storage)
     canary = fly_canary(model.id, dataset_id, measured[0].samples, settings)
     case = Case(measured[0], measured[1] if champion else None, canary)
     verdicts = judge(case, rules)
@@ -72,23 +73,46 @@ def gate(
     with open_session(settings) as session:
         compared = rows[1] if champion else None
         decision = record(session, rows[0], compared, rules, verdicts, origin, promotion)
-        write_card(session, model.id, settings, storage)
-        return {
-            "decision_id": decision.id,
-            "passed": decision.passed,
-            "candidate_id": decision.candidate_id,
-            "champion_id": decision.champion_id,
-            "policy": rules.name,
-            "policy_version": rules.version,
-            "promotion": promotion,
-            "caution": caution,
-            "approval_hours": settings.approval_hours,
-            "rules": decision.rules,
-            "explanation": "; ".join(filter(None, [explain(decision), caution])),
-            "approval_text": approval_text(session, decision, settings, caution),
-            "decision_url": decision_url(settings, decision.id),
-            "report_url": report_url(settings, rows[0].report_key),
-        }
+        question = approval_text(session, decision, settings, caution)
+    _renew_card(model.id, settings, storage)
+    return {
+        "decision_id": decision.id,
+        "passed": decision.passed,
+        "candidate_id": decision.candidate_id,
+        "champion_id": decision.champion_id,
+        "policy": rules.name,
+        "policy_version": rules.version,
+        "promotion": promotion,
+        "caution": caution,
+        "approval_hours": settings.approval_hours,
+        "rules": decision.rules,
+        "explanation": "; ".join(filter(None, [explain(decision), caution])),
+        "approval_text": question,
+        "decision_url": decision_url(settings, decision.id),
+        "report_url": report_url(settings, rows[0].report_key),
+    }
+
+
+def _renew_card(model_id: str, settings: Settings, storage: Storage) -> None:
+    """Make the card show what was just committed, as far as that can be done now.
+
+    A card that cannot be written is told of and fails nothing: the gate would be tried again and
+    decide twice, and nobody would hear of a champion. It holds only what is recorded elsewhere,
+    and is written again with every decision and promotion.
+    """
+    from gun_detection.release.card import write_card
+
+    try:
+        write_card(model_id, settings, storage)
+    except Exception as error:
+        logger.error(
+            "the model card of %s is not up to date (%s: %s): once that is mended, run "
+            "`gun-detection card %s --out DIR`",
+            model_id,
+            type(error).__name__,
+            error,
+            model_id,
+        )
 
 
 def _measured(version: ModelVersion, row: Evaluation, settings: Settings, storage: Storage) -> Any:
@@ -140,7 +164,6 @@ def promote(
     The stored weights are read and checked first, whoever promotes. The answer says by which
     `policy` the model passed: a look by hand may have taken another than the settings have.
     """
-    from gun_detection.release.card import write_card
     from gun_detection.release.champion import get_model, policy_name, require_storable
     from gun_detection.release.champion import promote as promote_model
     from gun_detection.release.registry import verify_weights
@@ -148,8 +171,8 @@ def promote(
     storage = Storage(settings)
     with open_session(settings) as session:
         version = get_model(session, model)
-        require_storable(version.id, version.threshold, settings)
-        verify_weights(version, settings, storage)
+    require_storable(version.id, version.threshold, settings)
+    verify_weights(version, settings, storage)
     with open_session(settings) as session:
         decision = None if decision_id is None else _decision(session, decision_id)
         row = promote_model(session, model, actor=actor, reason=reason, decision=decision)
@@ -161,8 +184,7 @@ def promote(
             "policy": None if decision is None else policy_name(decision),
             "card_url": card_url(settings, row.model_id),
         }
-    with open_session(settings) as session:
-        write_card(session, model, settings, storage)
+    _renew_card(row.model_id, settings, storage)
     return result
 
 
@@ -197,11 +219,12 @@ def rollback(
     from gun_detection.release.registry import verify_weights
 
     with open_session(settings) as session:
-        if not (once and rolled_back(session, actor)):
-            target = rollback_target(session, to)
-            require_storable(target.id, target.threshold, settings)
-            verify_weights(target, settings, Storage(settings))
-            to = target.id
+        done = once and rolled_back(session, actor) is not None
+        target = None if done else rollback_target(session, to)
+    if target is not None:
+        require_storable(target.id, target.threshold, settings)
+        verify_weights(target, settings, Storage(settings))
+        to = target.id
     with open_session(settings) as session:
         row = rollback_model(session, actor=actor, reason=reason, to=to, once=once)
         return {
@@ -268,7 +291,7 @@ def model_card(settings: Settings, model: str) -> dict[str, bytes]:
 
     with open_session(settings) as session:
         version = get_model(session, model)
-        return write_card(session, version.id, settings, Storage(settings))
+    return write_card(version.id, settings, Storage(settings))
 
 
 def _decision(session: Session, decision_id: int) -> GateDecision:

@@ -173,16 +173,18 @@ def train(
     }
     with open_session(settings) as session:
         champion = current_champion(session)
-        new = NewModel(
-            model=model.cpu(),
-            detector=config.detector,
-            config=config.model_dump(mode="json"),
-            config_hash=config.hash(),
-            dataset_id=dataset_id,
-            parent_id=champion.id if champion else None,
-            threshold=point.threshold,
-            training=record,
-        )
+    new = NewModel(
+        model=model.cpu(),
+        detector=config.detector,
+        config=config.model_dump(mode="json"),
+        config_hash=config.hash(),
+        dataset_id=dataset_id,
+        parent_id=champion.id if champion else None,
+        threshold=point.threshold,
+        training=record,
+    )
+    # In a session of its own: a transaction would be open while the weights are uploaded.
+    with open_session(settings) as session:
         published = publish(new, settings, storage, session)
     checkpoints.delete()
     return published

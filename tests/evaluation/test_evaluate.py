@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from gun_detection import stages
 from gun_detection.database import open_session
@@ -28,6 +28,7 @@ from gun_detection.training.config import resolve_config
 from gun_detection.training.worker import open_data
 from tests.conftest import random_model
 from tests.evaluation.conftest import version_of
+from tests.release.conftest import waiting_transactions
 
 
 @pytest.mark.parametrize("when", ["before it is stored", "while it is stored"])
@@ -73,8 +74,7 @@ def test_no_transaction_waits_for_the_detector(
     look = Predictor.__call__
 
     def watched(predictor: Predictor, images: Any) -> Any:
-        with open_session(settings) as session:
-            waiting.append(session.scalar(text(_WAITING)))
+        waiting.append(waiting_transactions(settings))
         return look(predictor, images)
 
     monkeypatch.setattr(Predictor, "__call__", watched)
@@ -82,12 +82,6 @@ def test_no_transaction_waits_for_the_detector(
     stages.compare(settings, model_id, model_id, dataset, "validation")
     assert waiting
     assert set(waiting) == {0}
-
-
-_WAITING = """
-    SELECT COUNT(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND state LIKE 'idle in transaction%'
-"""
 
 
 def voc(box: str, size: tuple[int, int]) -> str:

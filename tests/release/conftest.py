@@ -1,13 +1,14 @@
 """Models as they were measured, without a detector; and packages of a small one for engines."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from gun_detection.database import open_session
 from gun_detection.database.models import EnginePackage, ModelVersion
@@ -28,6 +29,29 @@ from tests.evaluation.conftest import GUN, OTHER, picture, sample
 
 THRESHOLD = 0.5
 F32 = "openvino-f32"
+
+
+def waiting_transactions(settings: Settings) -> int:
+    """How many transactions of the database are open without a statement under way."""
+    statement = (
+        "SELECT COUNT(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+    )
+    with open_session(settings) as session:
+        return int(session.scalars(text(statement)).one())
+
+
+def watch_storage(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many transactions wait for the bucket, at each request to it from here on."""
+    waiting: list[int] = []
+    errors = Storage.errors
+
+    def watched(storage: Storage, bucket: str, key: str) -> AbstractContextManager[None]:
+        waiting.append(waiting_transactions(settings))
+        return errors(storage, bucket, key)
+
+    monkeypatch.setattr(Storage, "errors", watched)
+    return waiting
 
 
 def pictures(

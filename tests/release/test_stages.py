@@ -3,24 +3,35 @@
 import logging
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from gun_detection import stages
 from gun_detection.database import open_session
-from gun_detection.database.models import GateDecision
-from gun_detection.errors import GunDetectionError, NotFoundError, ReleaseError, SettingsError
-from gun_detection.release import canary
+from gun_detection.database.models import GateDecision, Promotion
+from gun_detection.detector.weights import serialize
+from gun_detection.errors import (
+    GunDetectionError,
+    NotFoundError,
+    ReleaseError,
+    ServiceUnavailableError,
+    SettingsError,
+)
+from gun_detection.release import canary, card
 from gun_detection.release.champion import get_model
 from gun_detection.release.pages import approval_text, decision_page, models_page, verdict_page
-from gun_detection.release.registry import publish
+from gun_detection.release.registry import NewModel, import_file, publish
 from gun_detection.release.rules import Canary
 from gun_detection.release.verdict import Outcome, Verdict
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
+from tests.release.conftest import watch_storage
 
 
 def verdict(name: str, outcome: Outcome, *, blocks: bool = False) -> dict[str, Any]:
@@ -38,11 +49,12 @@ def verdict(name: str, outcome: Outcome, *, blocks: bool = False) -> dict[str, A
 
 @pytest.fixture
 def models(settings: Settings, storage: Storage) -> list[str]:
-    ids = []
-    for seed in (1, 2):
-        with open_session(settings) as session:
-            ids.append(publish(random_model(seed), settings, storage, session).id)
-    return ids
+    return [published(random_model(seed), settings, storage) for seed in (1, 2)]
+
+
+def published(new: NewModel, settings: Settings, storage: Storage) -> str:
+    with open_session(settings) as session:
+        return publish(new, settings, storage, session).id
 
 
 def decide(settings: Settings, model_id: str, *, passed: bool = True, origin: str = "") -> int:
@@ -206,3 +218,72 @@ def test_a_card_is_written_for_a_model_that_was_not_measured(
     files = stages.model_card(settings, models[0])
     assert "not measured on a holdout yet" in files["card.md"].decode()
     assert storage.get(settings.data_bucket, f"models/{models[0]}/card.html") == files["card.html"]
+
+
+def test_no_transaction_waits_for_the_bucket(
+    settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(canary, "fly_canary", lambda *_: Canary(difference=0.0, compared=8))
+    own, other = (stages.ingest(f"synthetic:40:{seed}", settings)["dataset_id"] for seed in (1, 2))
+    first, second = (
+        published(replace(random_model(seed), dataset_id=own), settings, storage) for seed in (1, 2)
+    )
+    new = random_model(3)
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(serialize(new.model, new.detector)[0])
+
+    def judge() -> None:
+        decision = stages.gate(settings, second, other, "trial")
+        assert "was not compared" in decision["caution"], "it read both manifests"
+
+    def take_in() -> None:
+        with open_session(settings) as session:
+            import_file(file, "resnet18_fpn", None, settings, storage, session)
+
+    waiting = watch_storage(settings, monkeypatch)
+    found = {}
+    acts: dict[str, Callable[[], Any]] = {
+        "import": take_in,
+        "promote": lambda: stages.promote(settings, first, "a", "b"),
+        "gate": judge,
+        "promote the candidate": lambda: stages.promote(settings, second, "a", "b"),
+        "roll back": lambda: stages.rollback(settings, "a", "b"),
+        "card": lambda: stages.model_card(settings, "champion"),
+        "prune": lambda: stages.prune(settings, 1),
+    }
+    for name, act in acts.items():
+        waiting.clear()
+        act()
+        found[name] = set(waiting)
+    assert found == {name: {0} for name in acts}
+
+
+def test_a_card_that_cannot_be_written_takes_nothing_back_and_doubles_nothing(
+    models: list[str],
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(canary, "fly_canary", lambda *_: Canary(difference=0.0, compared=8))
+    dataset = stages.ingest("synthetic:40:1", settings)["dataset_id"]
+
+    def fail(*_: object) -> None:
+        raise ServiceUnavailableError("the bucket is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(card, "make_card", fail)
+        judged = stages.gate(settings, models[0], dataset, "trial")
+        made = stages.promote(settings, models[0], "a", "b", judged["decision_id"])
+        with pytest.raises(ServiceUnavailableError):
+            stages.model_card(settings, models[0])
+    assert (judged["passed"], made["champion_id"]) == (True, models[0])
+    told = [message for message in caplog.messages if "the bucket is away" in message]
+    assert len(told) == 2
+    assert all(f"`gun-detection card {models[0]} --out DIR`" in message for message in told)
+    with open_session(settings) as session:
+        assert session.scalars(select(GateDecision.id)).all() == [judged["decision_id"]]
+        assert session.scalar(select(func.count(Promotion.id))) == 1
+    page = stages.model_card(settings, models[0])["card.md"].decode()
+    assert f"(decision {judged['decision_id']})" in page
+    assert "promoted by a" in page

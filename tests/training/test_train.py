@@ -35,6 +35,7 @@ from gun_detection.training.loop import Progress
 from gun_detection.training.step import select_precision
 from gun_detection.training.train import get_dataset
 from tests.conftest import model_row, random_model
+from tests.release.conftest import watch_storage
 
 # A few steps of the smallest detector that is not made for the tests: other processes know it.
 QUICK = {
@@ -95,6 +96,15 @@ def test_a_model_version_holds_how_it_came_about(
     assert keys(settings, storage, "checkpoints/") == [], "a finished training leaves none"
     again = stages.train(settings, dataset, "smoke", QUICK)
     assert (again["model_id"], again["created"]) == (result["model_id"], False)
+
+
+def test_no_transaction_waits_while_a_training_is_stored(
+    settings: Settings, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = watch_storage(settings, monkeypatch)
+    stages.train(settings, dataset, "smoke", QUICK)
+    assert waiting
+    assert set(waiting) == {0}
 
 
 def test_what_was_trained_is_judged_again_where_that_may_end_otherwise(
