@@ -3,12 +3,14 @@
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from gun_detection.cli.options import AsJson
 from gun_detection.cli.output import err, show, show_rows
-from gun_detection.errors import NotFoundError
+from gun_detection.errors import NotFoundError, SettingsError
 from gun_detection.logs import configure_logging
 from gun_detection.settings import load_settings
+from gun_detection.text import printable_lines
 
 keys = typer.Typer(help="API keys of the predict service.", no_args_is_help=True)
 
@@ -73,12 +75,19 @@ def new(
 
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """The keys in the file and in GUN_DETECTION_SERVE_KEYS, without the keys."""
+    """The keys in the file and in GUN_DETECTION_SERVE_KEYS, without the keys.
+
+    Where the variable is damaged, those in the file are shown all the same, and the exit code is 2.
+    """
     from gun_detection.serving.keys import SCOPES, given_keys, keys_file, read_keys, today
 
     settings = load_settings()
     path = keys_file(settings)
-    places = {str(path): read_keys(path), "GUN_DETECTION_SERVE_KEYS": given_keys(settings)}
+    places, damaged = {str(path): read_keys(path)}, None
+    try:
+        places["GUN_DETECTION_SERVE_KEYS"] = given_keys(settings)
+    except SettingsError as error:
+        damaged = error.message
     rows = [
         {
             "name": key.name,
@@ -91,6 +100,10 @@ def list_keys(as_json: AsJson = False) -> None:
         for key in keys
     ]
     show_rows(rows, as_json, "There is no API key yet: gun-detection keys new NAME")
+    if damaged is not None:
+        # Not raised: standard output holds one document, and that is the rows.
+        err.print(f"[red]error:[/] {escape(printable_lines(damaged))}", soft_wrap=True)
+        raise typer.Exit(2)
 
 
 @keys.command()
@@ -124,12 +137,23 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
     from gun_detection.serving.keys import given_keys, keys_file, revoke_key
 
     settings = load_settings()
-    goes_on = any(key.name == name for key in given_keys(settings))
-    hint = f"a key {name} in GUN_DETECTION_SERVE_KEYS goes on: take it out there"
+    path = keys_file(settings)
+    removed, missing = 0, None
+    # First of all: no fault elsewhere keeps a key that somebody stole.
     try:
-        removed = revoke_key(keys_file(settings), name)
+        removed = revoke_key(path, name)
     except NotFoundError as error:
-        raise NotFoundError(f"{error.message}; {hint}") if goes_on else error from None
+        missing = error
+    try:
+        goes_on = any(key.name == name for key in given_keys(settings))
+    except SettingsError as error:
+        said = f"all keys {name} in {path} are revoked" if missing is None else missing.message
+        raise SettingsError(
+            f"{said}, but {error.message}: look there for a key {name}, too"
+        ) from None
+    hint = f"a key {name} in GUN_DETECTION_SERVE_KEYS goes on: take it out there"
+    if missing is not None:
+        raise NotFoundError(f"{missing.message}; {hint}") if goes_on else missing
     if goes_on:
         err.print(hint)
     show({"revoked": removed}, as_json)

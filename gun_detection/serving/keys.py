@@ -159,7 +159,10 @@ class KeyRing:
 def given_keys(settings: Settings) -> list[Key]:
     """The keys of the settings themselves; raises `SettingsError` for a damaged entry."""
     given = settings.serve_keys.get_secret_value() if settings.serve_keys else ""
-    return [Key.parse(entry) for entry in given.split()]
+    try:
+        return [Key.parse(entry) for entry in given.split()]
+    except SettingsError as error:
+        raise SettingsError(f"GUN_DETECTION_SERVE_KEYS is damaged: {error.message}") from None
 
 
 def keys_file(settings: Settings) -> Path:

@@ -191,6 +191,30 @@ def test_a_revoked_name_that_the_environment_has_too_is_told(path: Path) -> None
     assert (again.returncode, "GUN_DETECTION_SERVE_KEYS goes on" in again.stderr) == (1, True)
 
 
+def test_a_damaged_variable_keeps_no_key_in_the_file(path: Path) -> None:
+    for name in ("stolen", "other"):
+        add_key(path, new_key(name, ["predict"], None)[1])
+    places = {"GUN_DETECTION_SERVE_KEYS_FILE": str(path), "GUN_DETECTION_SERVE_KEYS": "slip"}
+
+    def run(*arguments: str) -> "tuple[int, str, Any]":
+        command = [PROGRAM, "keys", *arguments, "--json"]
+        done = subprocess.run(
+            command, env=os.environ | places, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr, json.loads(done.stdout)
+
+    damaged = "GUN_DETECTION_SERVE_KEYS is damaged: an API key's entry is not"
+    code, said, answer = run("revoke", "stolen")
+    assert (code, answer["error"]["reason"]) == (2, "SETTINGS")
+    assert f"all keys stolen in {path} are revoked, but {damaged}" in said
+    assert [key.name for key in read_keys(path)] == ["other"]
+    code, said, _ = run("revoke", "stolen")
+    assert (code, f"no API key stolen in {path}, but {damaged}" in said) == (2, True)
+    code, said, rows = run("list")
+    assert (code, damaged in said) == (2, True)
+    assert [row["name"] for row in rows] == ["other"]
+
+
 def test_keys_and_entries_are_whole_in_narrow_windows() -> None:
     run = subprocess.run(
         [PROGRAM, "keys", "new", "camera-1", "--print"],
