@@ -126,9 +126,9 @@ class Reader:
         try:
             result = obstore.get(store, key, options={"if_match": etag} if etag else None)
             size, found = result.meta["size"], result.meta["e_tag"]
-            _check_size(bucket, key, size, max_bytes)
             if found is None:
                 return None, False
+            _check_size(bucket, key, size, max_bytes)
             data = result.bytes().to_bytes()
         except (BaseError, OSError) as error:
             logger.debug("s3://%s/%s is asked for again: %s", bucket, key, error)

@@ -14,9 +14,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import boto3
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+)
+from botocore.model import OperationModel
 
 from gun_detection.errors import (
     GunDetectionError,
@@ -29,14 +35,25 @@ from gun_detection.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
-_MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
-# Codes of botocore for an answer without S3's own. Only to HEAD does S3 say 404 in this way; a
-# proxy also does while the server behind it is away.
-_NO_DOCUMENT = {"", "404"}
-_DENIED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+# What every answer of S3 to these has; a page that a proxy sends in its place has not.
+_ALWAYS_THERE = {
+    "GetObject": "ETag",
+    "HeadObject": "ETag",
+    "PutObject": "ETag",
+    "CreateMultipartUpload": "UploadId",
+    "UploadPart": "ETag",
+    "CompleteMultipartUpload": "ETag",
+    "ListObjectsV2": "Name",
+}
+# Codes of botocore for an error without S3's document. Only to HEAD does S3 answer in this way; a
+# proxy does while the server behind it is away.
+_NO_DOCUMENT = {"", "403", "404", "409", "412"}
+_MISSING = {"NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _SICK = {"500", "InternalError", "507", "InsufficientStorage"}
-_EXISTS = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+_EXISTS = {"PreconditionFailed", "ConditionalRequestConflict"}
 # A name that the server cannot hold (`a/../b`), or an object under a key of its owner's (SSE-C).
 _REFUSED = {"InvalidRequest", "InvalidArgument", "InvalidURI", "KeyTooLongError"}
 
@@ -59,10 +76,11 @@ class Storage:
     """A client of one S3-compatible server; safe to share between threads.
 
     Every method raises `NotFoundError` for a bucket or object that is not there,
-    `SettingsError` for refused or missing credentials, `TerminalError` with reason `ARCHIVED` or
-    `REQUEST_REFUSED` for an object that cannot be had, and `ServiceUnavailableError` (to be
-    retried) when the server is down, throttles or breaks the connection. That is after `attempts`,
-    with jittered backoff, in each of which the server may be silent for `silence` seconds.
+    `SettingsError` for refused or missing credentials and for a name that no bucket can have,
+    `TerminalError` with reason `ARCHIVED` or `REQUEST_REFUSED` for an object that cannot be had,
+    and `ServiceUnavailableError` (to be retried) when the server is down, throttles or breaks the
+    connection. That is after `attempts`, with jittered backoff, in each of which the server may be
+    silent for `silence` seconds.
     """
 
     def __init__(self, settings: Settings, *, attempts: int = 5, silence: float = 60.0) -> None:
@@ -88,6 +106,7 @@ class Storage:
             aws_secret_access_key=secret.get_secret_value() if secret else None,
             config=config,
         )
+        self._client.meta.events.register("after-call.s3", _check_answer)
 
     @property
     def endpoint_url(self) -> str:
@@ -111,11 +130,21 @@ class Storage:
         return True
 
     def bucket_exists(self, bucket: str) -> bool:
+        # HEAD is not enough: nothing in its answer tells S3 from a proxy before it.
         try:
             with self.errors(bucket, ""):
-                self._client.head_bucket(Bucket=bucket)
+                self._client.list_objects_v2(Bucket=bucket, MaxKeys=1)
         except NotFoundError:
             return False
+        except SettingsError as denied:
+            # Not all who may read may list, and some servers let them ask in this way. That it is
+            # S3 that answers is known by now.
+            try:
+                self._client.head_bucket(Bucket=bucket)
+            except (BotoCoreError, ClientError) as error:
+                if isinstance(error, ClientError) and _code(error) == "404":
+                    return False
+                raise denied from error
         return True
 
     def list_objects(self, bucket: str, prefix: str = "") -> Iterator[StoredObject]:
@@ -125,11 +154,6 @@ class Storage:
                 Bucket=bucket, Prefix=prefix
             )
             for page in pages:
-                # Every listing has it, also an empty one; a page of a proxy's own has not.
-                if "Name" not in page:
-                    raise ServiceUnavailableError(
-                        f"s3://{bucket}/{prefix}: the answer is no listing: {self.no_s3()}"
-                    )
                 for item in page.get("Contents", []):
                     # Folder markers hold nothing.
                     if item["Key"].endswith("/") and item["Size"] == 0:
@@ -145,7 +169,7 @@ class Storage:
     def exists(self, bucket: str, key: str) -> bool:
         try:
             with self.errors(bucket, key):
-                self._client.head_object(Bucket=bucket, Key=key)
+                self._head(bucket, key)
         except NotFoundError:
             return False
         return True
@@ -153,7 +177,19 @@ class Storage:
     def size(self, bucket: str, key: str) -> int:
         """The object's size in bytes."""
         with self.errors(bucket, key):
-            return self._client.head_object(Bucket=bucket, Key=key)["ContentLength"]
+            return self._head(bucket, key)["ContentLength"]
+
+    def _head(self, bucket: str, key: str) -> "HeadObjectOutputTypeDef":
+        try:
+            return self._client.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if _code(error) not in _NO_DOCUMENT:
+                raise
+        # The answer to GET has the document that tells whether it is S3 that says so.
+        answer = self._client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+        answer["Body"].close()
+        # It was stored between the two.
+        return self._client.head_object(Bucket=bucket, Key=key)
 
     def get(
         self, bucket: str, key: str, *, max_bytes: int | None = None, etag: str | None = None
@@ -204,10 +240,10 @@ class Storage:
 
     def put_file(self, bucket: str, key: str, path: Path) -> None:
         """Upload a file in parts; a broken upload leaves no object behind."""
-        with self.errors(bucket, key):
-            self._client.upload_file(
-                str(path), bucket, key, Config=TransferConfig(use_threads=False)
-            )
+        # Not by `upload_file`, which has an error of its own for whatever S3 answers.
+        manager = create_transfer_manager(self._client, TransferConfig(use_threads=False))
+        with self.errors(bucket, key), manager:
+            manager.upload(str(path), bucket, key).result()
 
     @contextmanager
     def open(self, bucket: str, key: str) -> Iterator[IO[bytes]]:
@@ -271,15 +307,24 @@ class Storage:
         try:
             yield
         except ClientError as error:
-            if _code(error) in _NO_DOCUMENT and not error.operation_name.startswith("Head"):
+            if _code(error) in _NO_DOCUMENT:
                 raise ServiceUnavailableError(
                     f"s3://{bucket}/{key}: the answer is no error of S3: {self.no_s3()}"
                 ) from error
             raise _explain(error, bucket, key) from error
+        except _NoAnswerOfS3Error as error:
+            raise ServiceUnavailableError(
+                f"s3://{bucket}/{key}: the answer is none of S3: {self.no_s3()}"
+            ) from error
         except NoCredentialsError as error:
             raise SettingsError(
                 "no S3 credentials: set GUN_DETECTION_S3_ACCESS_KEY_ID and "
                 "GUN_DETECTION_S3_SECRET_ACCESS_KEY"
+            ) from error
+        except ParamValidationError as error:
+            # Nothing was sent: it has nothing to do with how the server is.
+            raise SettingsError(
+                f"s3://{bucket}/{key}: no bucket or object can have this name: check it"
             ) from error
         except BotoCoreError as error:
             server = self._endpoint or "AWS S3"
@@ -293,6 +338,20 @@ class Storage:
             f"what answers at {self.endpoint_url} is no S3 server; see whether the server behind "
             "this proxy is up, and whether GUN_DETECTION_S3_ENDPOINT_URL is right"
         )
+
+
+class _NoAnswerOfS3Error(Exception):
+    pass
+
+
+def _check_answer(model: OperationModel, parsed: dict[str, Any], **_: object) -> None:
+    """What the client calls with each answer, those within an upload in parts as well."""
+    sign = _ALWAYS_THERE.get(model.name)
+    if sign is None or sign in parsed or "Error" in parsed:
+        return
+    if "Body" in parsed:
+        parsed["Body"].close()
+    raise _NoAnswerOfS3Error(f"{model.name} without {sign}")
 
 
 def _explain(error: ClientError, bucket: str, key: str) -> GunDetectionError:

@@ -105,22 +105,16 @@ def test_refusals_are_those_of_storage(
     assert type(errors[0]) is type(errors[1])
 
 
-@pytest.mark.parametrize("page", [b"404 page not found\n", b"<html>not here</html>", b""])
+@pytest.mark.parametrize("status", [200, 403, 404, 409, 412])
+@pytest.mark.parametrize("page", [b"page of a proxy\n", b"<html>not here</html>", b""])
 def test_a_proxy_that_finds_no_server_says_nothing_about_the_object(
-    page: bytes, settings: Settings
+    status: int, page: bytes, settings: Settings
 ) -> None:
-    with proxy_of_nothing(settings, 404, page) as away:
+    with proxy_of_nothing(settings, status, page) as away:
         for get in (Storage(away).get, Reader(away, seconds=0.5).get):
+            # Nor is its page an object that is too large.
             with pytest.raises(ServiceUnavailableError, match="is no S3 server; see whether"):
-                get("bucket", "key")
-
-
-def test_a_page_of_a_proxy_is_no_picture(settings: Settings) -> None:
-    with (
-        proxy_of_nothing(settings, 200, b"<html>back soon</html>") as away,
-        pytest.raises(ServiceUnavailableError, match="is no S3 server; see whether"),
-    ):
-        Reader(away, seconds=0.5).get("bucket", "key", etag="0" * 32)
+                get("bucket", "key", etag="0" * 32, max_bytes=1)
 
 
 def test_wrong_credentials_are_a_setting_to_correct(

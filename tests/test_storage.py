@@ -1,11 +1,12 @@
 import hashlib
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -22,15 +23,38 @@ from tests.faults.proxy import Answer, Proxy
 
 
 @contextmanager
-def proxy_of_nothing(settings: Settings, status: int, page: bytes) -> Iterator[Settings]:
-    """Settings of a server that answers with its own page, as a proxy whose server is away."""
+def proxy_of_nothing(
+    settings: Settings, status: int, page: bytes, *, head: int | None = None
+) -> Iterator[Settings]:
+    """Settings of a server that answers with its own page, as a proxy whose server is away.
+
+    `head` is its status where it is another one to HEAD.
+    """
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
+        # With it the body of a file is sent at once.
+        protocol_version = "HTTP/1.1"
+
+        def _answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(head or status if self.command == "HEAD" else status)
             self.send_header("Content-Length", str(len(page)))
+            self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(page)
+            if self.command != "HEAD":
+                self.wfile.write(page)
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def do_GET(self) -> None:
+            self._answer()
+
+        def do_PUT(self) -> None:
+            self._answer()
+
+        def do_POST(self) -> None:
+            self._answer()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -114,18 +138,107 @@ def test_what_is_not_there_is_named(settings: Settings, storage: Storage) -> Non
 @pytest.mark.parametrize(
     ("status", "page"),
     [
-        (404, b"404 page not found\n"),
-        (404, b"<html><body>not here</body></html>"),
         (200, b"<html><body>back soon</body></html>"),
+        (200, b"<html><p>back soon<br></html>"),
         (200, b""),
+        (403, b"<html><body>not for you</body></html>"),
+        (403, b""),
+        (404, b"<html><body>not here</body></html>"),
+        (404, b"404 page not found\n"),
+        (409, b"conflict\n"),
+        (412, b"<html><p>precondition failed<br></html>"),
     ],
 )
-def test_a_page_of_a_proxy_is_no_listing(status: int, page: bytes, settings: Settings) -> None:
-    with (
-        proxy_of_nothing(settings, status, page) as away,
-        pytest.raises(ServiceUnavailableError, match="is no S3 server; see whether"),
-    ):
-        list(Storage(away).list_objects("bucket"))
+def test_nothing_that_a_proxy_says_is_believed(
+    status: int, page: bytes, settings: Settings, tmp_path: Path
+) -> None:
+    small, large, got = (tmp_path / name for name in ("small", "large", "got"))
+    small.write_bytes(b"weights")
+    # In parts.
+    large.write_bytes(bytes(9 * 2**20))
+    with proxy_of_nothing(settings, status, page) as away:
+        # botocore tries a page that is no XML again, and then says 500.
+        storage = Storage(away, attempts=1)
+        calls: dict[str, Callable[[], object]] = {
+            "list": lambda: list(storage.list_objects("bucket")),
+            "bucket_exists": lambda: storage.bucket_exists("bucket"),
+            "ensure_bucket": lambda: storage.ensure_bucket("bucket"),
+            "exists": lambda: storage.exists("bucket", "key"),
+            "size": lambda: storage.size("bucket", "key"),
+            "get": lambda: storage.get("bucket", "key", max_bytes=1, etag="0" * 32),
+            "open": lambda: storage.open("bucket", "key").__enter__(),
+            "download": lambda: storage.download("bucket", "key", got, sha256="0" * 64),
+            "put": lambda: storage.put("bucket", "key", b"weights"),
+            "put_if_absent": lambda: storage.put_if_absent("bucket", "key", b"weights"),
+            "put_file": lambda: storage.put_file("bucket", "key", small),
+            "put_file in parts": lambda: storage.put_file("bucket", "key", large),
+        }
+        assert [name for name, call in calls.items() if not _doubts(call)] == []
+    assert not got.exists()
+
+
+def _doubts(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except ServiceUnavailableError as error:
+        return "is no S3 server; see whether" in error.message or "answered 500" in error.message
+    except Exception:
+        return False
+    return False
+
+
+def test_what_is_there_is_told_from_what_is_not(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    bucket = settings.data_bucket
+    assert storage.bucket_exists(bucket)
+    assert not storage.ensure_bucket(bucket)
+    assert not storage.bucket_exists("no-such-bucket")
+    assert not storage.exists(bucket, "key")
+    assert not storage.exists("no-such-bucket", "key")
+    with pytest.raises(NotFoundError):
+        storage.size(bucket, "key")
+    storage.put(bucket, "key", b"")
+    assert storage.exists(bucket, "key")
+    assert storage.size(bucket, "key") == 0
+    (tmp_path / "large").write_bytes(bytes(9 * 2**20))
+    storage.put_file(bucket, "large", tmp_path / "large")
+    assert storage.size(bucket, "large") == 9 * 2**20
+
+
+@pytest.mark.parametrize(("head", "there"), [(200, True), (404, False), (403, None)])
+def test_a_bucket_that_may_not_be_listed_may_be_there(
+    head: int, there: bool | None, settings: Settings
+) -> None:
+    denied = b"<Error><Code>AccessDenied</Code></Error>"
+    with proxy_of_nothing(settings, 403, denied, head=head) as closed:
+        if there is None:
+            with pytest.raises(SettingsError, match="AccessDenied"):
+                Storage(closed).bucket_exists("bucket")
+        else:
+            assert Storage(closed).bucket_exists("bucket") is there
+
+
+def test_an_upload_says_what_s3_says(settings: Settings, storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(9 * 2**20))
+    with pytest.raises(NotFoundError, match="no-such-bucket"):
+        storage.put_file("no-such-bucket", "key", tmp_path / "large")
+
+
+def test_an_object_that_is_stored_between_two_looks_is_there(
+    settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put(settings.data_bucket, "key", b"weights")
+    head = storage._client.head_object
+    looks: list[object] = []
+
+    def late(**request: Any) -> object:
+        looks.append(request)
+        return head(**request | {"Key": "other"} if len(looks) == 1 else request)
+
+    monkeypatch.setattr(storage._client, "head_object", late)
+    assert storage.size(settings.data_bucket, "key") == 7
+    assert len(looks) == 2
 
 
 def test_wrong_credentials_are_a_setting_to_correct(

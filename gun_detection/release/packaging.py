@@ -346,7 +346,8 @@ def toolchain() -> str:
     parts = [f"{name} {version_of(name)}" for name in ("torch", "openvino", "nncf")]
     parts.append(torch.backends.cpu.get_cpu_capability())
     if torch.cuda.is_available():
-        parts += [torch.cuda.get_device_name(), f"cuDNN {torch.backends.cudnn.version()}"]
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        parts += [torch.cuda.get_device_name(), f"cuDNN {cudnn}"]
     return ", ".join(parts)
 
 

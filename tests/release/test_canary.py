@@ -29,6 +29,7 @@ from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.conftest import random_model
 from tests.evaluation.conftest import version_of
+from tests.test_storage import proxy_of_nothing
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,19 @@ def test_trouble_of_the_machine_says_nothing_of_the_model(
     with pytest.raises(ServiceUnavailableError, match=message) as caught:
         canary.fly_canary("m", "d", [], settings)
     assert caught.value.reason == "CANARY_LOST"
+
+
+def test_a_page_of_a_proxy_says_nothing_of_the_model(
+    candidate: Candidate, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fly = canary.fly_canary
+    with proxy_of_nothing(settings, 200, b"<html>back soon</html>") as away:
+        # It went away after the gate had read what was measured.
+        monkeypatch.setattr(canary, "fly_canary", lambda m, d, items, _: fly(m, d, items, away))
+        with pytest.raises(ServiceUnavailableError, match="is no S3 server; see whether"):
+            stages.gate(settings, candidate.model_id, candidate.dataset_id, "trial")
+    with open_session(settings) as session:
+        assert session.scalar(text("SELECT count(*) FROM gate_decision")) == 0
 
 
 @pytest.mark.parametrize(

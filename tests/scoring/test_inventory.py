@@ -18,7 +18,13 @@ from sqlalchemy import text
 
 from gun_detection import stages
 from gun_detection.database import open_session
-from gun_detection.errors import GunDetectionError, NotFoundError, SettingsError, TerminalError
+from gun_detection.errors import (
+    GunDetectionError,
+    NotFoundError,
+    ServiceUnavailableError,
+    SettingsError,
+    TerminalError,
+)
 from gun_detection.scoring.inventory import overdue, read_inventory
 from gun_detection.scoring.listing import Listed, note_objects, note_uploads
 from gun_detection.scoring.plan import Plan
@@ -27,6 +33,7 @@ from gun_detection.settings import Settings
 from gun_detection.storage import Storage, StoredObject
 from tests.scoring.conftest import outcomes, picture, score_all
 from tests.scoring.simulated import Simulated
+from tests.test_storage import proxy_of_nothing
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 ETAG = "0123456789abcdef0123456789abcdef"
@@ -340,6 +347,15 @@ def test_damage_is_named(
     with pytest.raises(TerminalError, match=words) as caught:
         list(read_inventory(storage, f"s3://{settings.data_bucket}/{name}"))
     assert caught.value.reason == "BAD_INVENTORY"
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.csv.gz", "list.parquet", "manifest.json"])
+def test_a_page_of_a_proxy_is_no_damage(name: str, settings: Settings) -> None:
+    with (
+        proxy_of_nothing(settings, 200, b"<html>back soon</html>") as away,
+        pytest.raises(ServiceUnavailableError, match="is no S3 server; see whether"),
+    ):
+        list(read_inventory(Storage(away), f"s3://lists/{name}"))
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"files": []}', b"\xff"])
