@@ -11,6 +11,16 @@ from gun_detection.errors import SettingsError
 
 # Both are valid where libpq reads them.
 _BACKENDS = ("postgresql", "postgres")
+# A server whose machine died without a word is known to be gone within a minute. By default the
+# system asks an idle one after two hours for the first time. For a Unix socket they say nothing.
+_DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
 # Several hosts with a port each, as libpq reads them: what comes before, the list, the rest.
 _HOST = r"[\w.-]+(?::\d+)?"
 _SEVERAL_HOSTS = re.compile(
@@ -45,7 +55,7 @@ def parse_address(address: str) -> URL:
             "and / in the password"
         ) from None
     options = " ".join([*url.normalized_query.get("options", ()), "-c timezone=UTC"])
-    query = {"connect_timeout": "10"} | dict(url.query) | {"options": options}
+    query = _DEFAULTS | dict(url.query) | {"options": options}
     url = url.set(drivername="postgresql+psycopg2", query=query)
     _check_options(url)
     return url

@@ -345,16 +345,21 @@ class SourceListing(Base):
 
 
 class UploadWatch(Base):
-    """How far the watcher of uploads has told of them: up to `upload_id`, for each bucket."""
+    """How far the watcher of uploads has told of them: up to `upload_id`, for each bucket.
+
+    `told_at` is when it told last.
+    """
 
     __tablename__ = "upload_watch"
     bucket: Mapped[str] = mapped_column(primary_key=True)
     upload_id: Mapped[int] = mapped_column(BigInteger)
+    told_at: Mapped[datetime | None]
 
 
 class SourceLook(Base):
     """When the watcher of uploads last looked at a source, and why the last look failed, if it did.
 
+    Where it never did, `looked_at` is since when it should have, or null where its looks failed.
     The view `unseen_sources` has those whose new uploads nobody sees.
     """
 

@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gun_detection.database import open_session
-from gun_detection.database.models import ModelVersion, Promotion, SourceLook
+from gun_detection.database.models import ModelVersion, Promotion
 from gun_detection.errors import ReleaseError
 from gun_detection.scoring.words import run_text, survey_text
 from gun_detection.settings import Settings
@@ -37,15 +37,13 @@ def survey_uploads(
     from gun_detection.release.champion import get_model
     from gun_detection.scoring.plan import survey
     from gun_detection.scoring.sources import choose_sources, load_sources
-    from gun_detection.scoring.watch import find_silent
+    from gun_detection.scoring.watch import expect_looks, find_silent
 
     sources = choose_sources(load_sources(settings), settings, bucket, prefix)
     with open_session(settings) as session:
         version = get_model(session, model)
         _require_former_champion(session, version)
-        if not settings.watch_seconds:
-            # Nobody is to look between the nights.
-            session.execute(delete(SourceLook))
+        expect_looks(settings, session)
     storage = Storage(settings)
     silent = find_silent(sources, settings, storage) if listing and kind == "new" else {}
     found = asdict(survey(kind, version, sources, settings, storage, prefix or "", listing=listing))
@@ -80,8 +78,9 @@ def plan_scoring(
 ) -> Json:
     """Open a scoring run over what was surveyed; its model is pinned from here on.
 
-    It has at most `limit` uploads, by default as many as the survey counted, or as a person is not
-    asked about. Raises `TerminalError` (RUN_ENDED) for a `run_id` whose run has ended.
+    It has at most `limit` uploads, by default as many as a person is not asked about: whoever asked
+    one and got a yes gives the number that was `planned`. Raises `TerminalError` (RUN_ENDED) for a
+    `run_id` whose run has ended.
     """
     from gun_detection.release.champion import get_model
     from gun_detection.scoring.plan import Survey, open_run
@@ -90,8 +89,8 @@ def plan_scoring(
     sources = choose_sources(load_sources(settings), settings, bucket, prefix)
     found = Survey(**{name: surveyed[name] for name in Survey.__dataclass_fields__})
     if limit is None:
-        # More may wait by now than anybody agreed to.
-        limit = max(found.planned, surveyed["confirm_images"])
+        # More may wait by now, and a question that nobody answered is no yes.
+        limit = surveyed["confirm_images"]
     with open_session(settings) as session:
         plan = open_run(
             found,

@@ -1,9 +1,12 @@
+import os
+import socket
+
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from gun_detection import database
-from gun_detection.database import open_session
+from gun_detection.database import open_engine, open_session
 from gun_detection.database.copying import copy_rows
 from gun_detection.errors import ServiceUnavailableError, SettingsError
 from gun_detection.settings import Settings, load_settings
@@ -53,18 +56,50 @@ def test_a_url_that_cannot_be_used_says_how_to_write_it_and_nothing_of_it(
 def test_what_the_url_sets_stays(settings: Settings) -> None:
     assert settings.database_url is not None
     address = settings.database_url.get_secret_value()
-    query = "options=-csearch_path%3Dguns&connect_timeout=3&application_name=night"
+    options = "-csearch_path%3Dguns%20-c%20tcp_keepalives_idle%3D600"
+    query = f"options={options}&connect_timeout=3&application_name=night&keepalives_idle=500"
     other = settings.model_copy(update={"database_url": SecretStr(f"{address}?{query}")})
     with open_session(other, check_schema=False) as session:
         for name, value in (
             ("search_path", "guns"),
             ("timezone", "UTC"),
             ("application_name", "night"),
+            ("tcp_keepalives_idle", "600"),
+            ("tcp_keepalives_count", "3"),
         ):
             assert session.scalar(text(f"SHOW {name}")) == value
     arguments = database._engine(f"{address}?{query}").url.query
     assert arguments["connect_timeout"] == "3"
+    assert arguments["keepalives_idle"] == "500"
     assert database._engine(address).url.query["connect_timeout"] == "10"
+
+
+def test_a_machine_that_dies_is_noticed_within_a_minute(settings: Settings) -> None:
+    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+    with open_engine(settings).connect() as connection:
+        connection.rollback()
+        # By the server.
+        shown = [connection.scalar(text(f"SHOW {name}")) for name in names]
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        with socket.socket(fileno=os.dup(driver.fileno())) as client:
+            of_client = [
+                client.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (
+                    socket.TCP_KEEPIDLE,
+                    socket.TCP_KEEPINTVL,
+                    socket.TCP_KEEPCNT,
+                    socket.TCP_USER_TIMEOUT,
+                )
+            ]
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert shown == ["30", "10", "3"]
+    assert of_client == [30, 10, 3, 60_000]
+
+
+def test_a_pooler_is_asked_for_nothing_that_it_cannot_keep(settings: Settings) -> None:
+    # PgBouncer refuses a connection with any other option than these few.
+    assert open_engine(settings).url.query["options"] == "-c timezone=UTC"
 
 
 def test_the_host_that_takes_writes_is_found_among_several(settings: Settings) -> None:

@@ -136,6 +136,14 @@ def test_what_waited_when_a_flag_said_so_waits_on(settings: Settings) -> None:
     assert fresh == ("b", 2, True)
 
 
+def test_what_was_told_of_before_is_told_no_more(settings: Settings) -> None:
+    with migrated_to("0010", settings) as (connection, config):
+        connection.execute(text("INSERT INTO upload_watch (bucket, upload_id) VALUES ('b', 7)"))
+        command.upgrade(config, "head")
+        [kept] = connection.execute(text("SELECT bucket, upload_id, told_at FROM upload_watch"))
+    assert kept == ("b", 7, None)
+
+
 @pytest.mark.parametrize(
     ("revision", "remedy"),
     [(None, "gun-detection db upgrade"), ("9999", "install the version of gun-detection")],

@@ -82,7 +82,10 @@ def test_sources_that_nobody_sees_are_told_of(settings: Settings) -> None:
     assert "access is denied: &lt;b&gt;" in page
     assert "3 h" in page
     assert "could never be looked at" in page
+    # Nobody may have looked so far, or a listing may be under way.
+    assert "nobody has had a look at since" in page
     assert "triggerer runs" in page
+    assert "a listing may take as long" in page
     assert 'class="good">Every upload' not in page
 
 
