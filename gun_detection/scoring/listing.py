@@ -250,23 +250,28 @@ _LISTED = text(
 _SEEN = text(
     """
     CREATE TEMP TABLE seen ON COMMIT DROP AS
-    SELECT DISTINCT ON (l.key) l.*, c.id AS current_id, c.uploaded_at AS known_at,
+    SELECT DISTINCT ON (l.key) l.*, c.id AS current_id, c.uploaded_at AS known_at, c.first_seen_at,
            CASE WHEN c.etag = l.etag THEN c.id ELSE (
                SELECT u.id FROM upload u
                WHERE u.bucket = :bucket AND u.key = l.key AND u.etag = l.etag
            ) END AS known_id
     FROM listed l LEFT JOIN LATERAL (
-        SELECT id, etag, uploaded_at FROM upload
+        SELECT id, etag, uploaded_at, first_seen_at FROM upload
         WHERE bucket = :bucket AND key = l.key AND current LIMIT 1
     ) c ON true
     ORDER BY l.key, l.uploaded_at DESC
     """
 )
 
+# What was first seen after an inventory was made is not in it, however old that may be: what is
+# copied from one bucket to another can keep its time.
 _PASS_OVER_OLD = text(
     """
     DELETE FROM seen WHERE known_id IS DISTINCT FROM current_id
-    AND GREATEST(uploaded_at, CAST(:shown AS timestamptz)) < known_at
+    AND GREATEST(
+        uploaded_at,
+        CASE WHEN first_seen_at < :shown THEN CAST(:shown AS timestamptz) END
+    ) < known_at
     """
 )
 

@@ -452,3 +452,20 @@ def test_a_later_inventory_shows_what_is_there_again_however_old_it_is(
             "SELECT l.outcome FROM upload u JOIN ledger l ON l.upload_id = u.id WHERE u.current"
         )
         assert session.scalars(text(current)).all() == ["scored"]
+
+
+def test_an_earlier_inventory_displaces_nothing_that_was_seen_after_it(
+    publish: Publish, settings: Settings, storage: Storage
+) -> None:
+    now, bucket = datetime.now(UTC), settings.uploads_bucket
+    date = (now - timedelta(days=2)).strftime("%Y-%m-%dT%H-00Z")
+    first = row("a.jpg", ETag="1" * 32, LastModifiedDate=now - timedelta(days=20))
+    uri = publish([first], source=bucket, date=date).removesuffix(f"{date}/manifest.json")
+    source = Source(bucket=bucket, inventory=uri)
+    assert note_uploads(source, settings, storage, wait=True).new == 1
+    # A copy that keeps its time, which is before that of the inventory.
+    copied = StoredObject(bucket, "a.jpg", 5, "2" * 32, now - timedelta(days=10))
+    assert note_objects(bucket, [copied], settings).changed == 1
+    assert note_uploads(source, settings, storage, wait=True).changed == 0
+    with open_session(settings) as session:
+        assert session.scalars(text("SELECT etag FROM upload WHERE current")).all() == ["2" * 32]
