@@ -23,12 +23,14 @@ _TRANSIENT_STATES = ("40001", "40P01", "08", "53", "57")
 _DISK_FULL = "53100"
 _UPGRADE_LOCK = 0x67756E73
 # What a machine that died held, as the lock of a listing, is free within a minute and not after the
-# two hours of most systems. What the address sets stays. Set by a statement, as PgBouncer refuses
-# to connect with options that it cannot keep track of.
+# two hours of most systems, or the 15 minutes where it was to be sent something. What the address
+# sets stays. By a statement, as PgBouncer refuses to connect with options that it cannot keep track
+# of: https://www.pgbouncer.org/config.html, "ignore_startup_parameters".
 _NOTICE_THE_DEAD = """
     SELECT set_config(name, value, false)
     FROM (VALUES ('tcp_keepalives_idle', '30'), ('tcp_keepalives_interval', '10'),
-                 ('tcp_keepalives_count', '3')) AS wanted (name, value)
+                 ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '60000')
+    ) AS wanted (name, value)
     JOIN pg_settings USING (name) WHERE source <> 'client'
 """
 

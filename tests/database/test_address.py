@@ -75,11 +75,11 @@ def test_what_the_url_sets_stays(settings: Settings) -> None:
 
 
 def test_a_machine_that_dies_is_noticed_within_a_minute(settings: Settings) -> None:
-    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+    names = [f"tcp_keepalives_{part}" for part in ("idle", "interval", "count")]
     with open_engine(settings).connect() as connection:
         connection.rollback()
         # By the server.
-        shown = [connection.scalar(text(f"SHOW {name}")) for name in names]
+        shown = [connection.scalar(text(f"SHOW {name}")) for name in [*names, "tcp_user_timeout"]]
         driver = connection.connection.driver_connection
         assert driver is not None
         with socket.socket(fileno=os.dup(driver.fileno())) as client:
@@ -93,7 +93,7 @@ def test_a_machine_that_dies_is_noticed_within_a_minute(settings: Settings) -> N
                 )
             ]
             assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    assert shown == ["30", "10", "3"]
+    assert shown == ["30", "10", "3", "60000"]
     assert of_client == [30, 10, 3, 60_000]
 
 
