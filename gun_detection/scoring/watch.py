@@ -164,13 +164,15 @@ _LOOKED = text(
 )
 
 # What a run has taken on already is no news; what it left without an outcome is again, once in an
-# hour, as the run may have met an outage that is over. What no run took on waits for its turn: caps
-# are budgets. Grouping finds each in one pass, whatever PostgreSQL expects: NOT IN, and a join, may
-# go through all of the ids for each upload.
+# hour, as the run may have met an outage that is over, until four runs of a day have failed to:
+# that does not mend itself. What no run took on waits for its turn: caps are budgets. Grouping
+# finds each in one pass, whatever PostgreSQL expects: NOT IN, and a join, may go through all of
+# the ids for each upload.
 _UNTOLD = """
     SELECT u.bucket, COUNT(*) AS waiting, MAX(u.id) AS upto
     FROM (
-        SELECT id, MAX(bucket) AS bucket, MAX(stage) = 1 AS failed
+        SELECT id, MAX(bucket) AS bucket,
+               MAX(stage) = 1 AND COUNT(*) FILTER (WHERE stage = 1) <= 3 AS failed
         FROM (
             SELECT upload_id AS id, bucket, 0 AS stage FROM pending_upload
             WHERE wanted AND bucket = ANY(:buckets)

@@ -142,6 +142,11 @@ def test_what_a_run_failed_to_score_is_told_of_again_after_an_hour(
     assert look(settings) is None, "another run has it"
     fail(settings, "second")
     assert waiting(settings) == 1
+    for run_id in ("third", "fourth"):
+        assert look(settings) is not None
+        plan(run_id=run_id)
+        fail(settings, run_id)
+    assert look(settings) is None, "trying again and again does not help"
     hours_pass(settings, 25, "scoring_run", "finished_at")
     assert look(settings) is None, "it has become one for the nights"
 
