@@ -140,19 +140,21 @@ def test_the_loop_by_hand(
     assert all(check["ok"] for check in ok(cli("doctor", "--json")))
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_shard_that_fails_stops_no_other_and_ends_its_run(
-    cli: Run,
-    settings: Settings,
-    storage: Storage,
-    monkeypatch: pytest.MonkeyPatch,
-    jobs: int,
-) -> None:
+@pytest.fixture
+def three_wait(cli: Run, settings: Settings, storage: Storage) -> None:
+    """There is a champion, and three uploads that it has not scored."""
     with open_session(settings) as session:
         model = publish(random_model(1), settings, storage, session).id
     assert ok(cli("promote", model, "--force", "--reason", "a test", "--json"))
     for picture in upload_pictures(3, seed=1):
         storage.put(settings.uploads_bucket, picture.name, picture.data)
+
+
+@pytest.mark.usefixtures("three_wait")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_shard_that_fails_stops_no_other_and_ends_its_run(
+    cli: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
     monkeypatch.setenv("GUN_DETECTION_SHARD_IMAGES", "1")
     tried = []
 
@@ -170,20 +172,15 @@ def test_a_shard_that_fails_stops_no_other_and_ends_its_run(
         assert session.scalar(select(ScoringRun.state)) == "failed"
 
 
+@pytest.mark.usefixtures("three_wait")
 @pytest.mark.parametrize(("options", "planned"), [(["--yes"], 3), ([], 3), (["--json"], 1)])
 def test_all_is_scored_where_somebody_said_so(
     cli: Run,
     settings: Settings,
-    storage: Storage,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
     planned: int,
 ) -> None:
-    with open_session(settings) as session:
-        model = publish(random_model(1), settings, storage, session).id
-    assert ok(cli("promote", model, "--force", "--reason", "a test", "--json"))
-    for picture in upload_pictures(3, seed=1):
-        storage.put(settings.uploads_bucket, picture.name, picture.data)
     monkeypatch.setenv("GUN_DETECTION_CONFIRM_IMAGES", "1")
     monkeypatch.setattr("typer.confirm", lambda _: True)
     monkeypatch.setattr(stages, "score_shard", lambda *_: None)

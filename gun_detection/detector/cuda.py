@@ -176,9 +176,10 @@ class CudaDetector(nn.Module):
             logits, deltas, regions, likely >= 0, limits, rounds
         )
         found = torch.cat([boxes * scales[:, None], scores[:, :, None]], 2)
-        maps = [level.permute(0, 2, 3, 1).flatten(1) for level in (*levels, *shifts)]
+        # As they lie in memory, which copies nothing.
+        said = [level.permute(0, 2, 3, 1).flatten(1) for level in (*levels, *shifts)]
         heads = torch.cat([logits, deltas], 1).view(len(pictures), -1)
-        largest = torch.maximum(_largest(torch.cat(maps, 1)), _largest(heads))
+        largest = torch.maximum(_largest(torch.cat(said, 1)), _largest(heads))
         enough = (settled & settled_too).to(found.dtype)[None]
         return torch.cat([found.flatten(), largest, enough])
 
