@@ -11,6 +11,8 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from gun_detection.database import open_session
 from gun_detection.errors import ServiceUnavailableError, SettingsError
@@ -72,7 +74,7 @@ def run(settings: Settings) -> None:
             # The figures' library looks at it when the processes to come import it.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
         proxies = settings.serve_trusted_proxies
-        uvicorn.run(
+        config = uvicorn.Config(
             "gun_detection.serving.server:application",
             factory=True,
             host=settings.serve_host,
@@ -91,6 +93,36 @@ def run(settings: Settings) -> None:
             timeout_graceful_shutdown=_STOP_SECONDS,
             h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         )
+        with suppress(KeyboardInterrupt):
+            if config.workers > 1:
+                served = _serve_in_processes(config)
+            else:
+                server = uvicorn.Server(config)
+                server.run()
+                served = server.started
+            if not served:
+                sys.exit(STARTUP_FAILURE)
+
+
+class _Supervisor(Multiprocess):
+    """uvicorn's, which notices at once that a process has died while it was asked how it is.
+
+    As long as this process holds the other end, too, that pipe does not end with its process, and
+    the answer is waited for as long as a silent one's: no other process is looked after until
+    then, and no signal to stop.
+    """
+
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            process.child_conn.close()
+        super().keep_subprocess_alive()
+
+
+def _serve_in_processes(config: uvicorn.Config) -> bool:
+    """Whether they could start."""
+    supervisor = _Supervisor(config, [config.bind_socket()])
+    supervisor.run()
+    return all(process.exitcode != STARTUP_FAILURE for process in supervisor.processes)
 
 
 def application() -> FastAPI:

@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,6 +131,20 @@ def test_damaged_weights_are_refused_at_the_start(tmp_path: Path, weights: Path)
     assert run.returncode == 1
     assert "damaged.safetensors" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_service_whose_processes_cannot_start_does_not_end_as_if_all_were_well() -> None:
+    program = (
+        "import uvicorn\n"
+        "from gun_detection.serving.server import _serve_in_processes\n"
+        "config = uvicorn.Config('nowhere:application', port=0, workers=2)\n"
+        "print(_serve_in_processes(config))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.stdout == "False\n"
+    assert "Could not import module" in run.stderr
 
 
 def check_scored(folder: Path, source: str) -> None:
