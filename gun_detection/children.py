@@ -54,7 +54,7 @@ def run_child(
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             ) as process,
             _Patience(process, patience) as waiting,
         ):
@@ -174,6 +174,7 @@ def _parse(line: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process sent SIGTERM when the thread that started it ends, however it does."""
     # A worker that lives on after its task was killed would hold the GPU against the next attempt.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,6 +1,7 @@
 """The processes: uvicorn, and what keeps them from ever answering."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from gun_detection.children import end_with_parent
 from gun_detection.database import open_session
 from gun_detection.errors import ServiceUnavailableError, SettingsError
 from gun_detection.logs import configure_logging
@@ -127,6 +129,12 @@ def _serve_in_processes(config: uvicorn.Config) -> bool:
 
 def application() -> FastAPI:
     """What each process makes of the environment."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # One that lived on would hold the port against the next start.
+        end_with_parent()
+        if not parent.is_alive():
+            sys.exit(STARTUP_FAILURE)
     forget_dead_processes()
     settings = load_settings()
     configure_logging(settings, file=False)

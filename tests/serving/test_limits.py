@@ -120,6 +120,11 @@ def test_processes_share_limits_and_figures(start: Start, weights: Path) -> None
     # One that is gone does not count as serving.
     assert "gun_detection_pictures_under_way 0.0" in httpx.get(f"{service.url}/metrics").text
 
+    served = parent.children(recursive=True)
+    parent.kill()
+    # They would hold the port.
+    assert not psutil.wait_procs(served, 30)[1]
+
 
 @pytest.mark.parametrize(
     ("settings", "name"),
