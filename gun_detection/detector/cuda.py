@@ -16,10 +16,10 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 
 from gun_detection.detector.architectures import fold_batch_norm
 from gun_detection.detector.atlas import align
+from gun_detection.detector.finite import not_finite
 from gun_detection.detector.fusion import fuse
 from gun_detection.detector.proposals import Proposer, decode
 from gun_detection.detector.transfers import to_device, to_host
-from gun_detection.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +114,7 @@ class CudaDetector(nn.Module):
     def _look_again(self, pictures: list[Tensor], before: _Networks) -> list[dict[str, Tensor]]:
         """The detections of pictures for which `before` compute what is no number."""
         if before.precision == torch.float32:
-            sizes = ", ".join(f"{picture.shape[2]}x{picture.shape[1]}" for picture in pictures)
-            raise ImageError(
-                f"the model computes what is no number for pictures of {sizes} pixels, even in "
-                "float32: see whether it does so for others, as a damaged model would",
-                reason="NOT_FINITE",
-            )
+            raise not_finite(pictures)
         exact = self._exact_networks()
         return self._read(pictures, self.find(pictures, _ROUNDS, exact), exact)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gun_detection.detector.detections import Detections
+from gun_detection.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,11 @@ class Engine(Protocol):
     input_size: tuple[int, int]
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Detections of each picture, uint8 (H, W, 3) RGB; raises `OutOfMemory`."""
+        """Detections of each picture, uint8 (H, W, 3) RGB.
+
+        Raises `OutOfMemory`, and `ImageError` (`NOT_FINITE`) where the detector computes what is no
+        number for one of them.
+        """
         ...
 
 
@@ -62,7 +67,7 @@ def detect(
     """(detections, its share of the milliseconds) of each picture; None for one that is too much.
 
     A batch that does not fit into memory is halved until its parts do. Later ones begin with as
-    many pictures as did.
+    many pictures as did. Raises `ImageError` as the engine does.
     """
     with _LOCK:
         room = _ROOM.setdefault(engine, _Room())
@@ -75,6 +80,18 @@ def detect(
     ]
     room.learn(tried)
     return found
+
+
+def detect_each(
+    engine: Engine, images: Sequence[NDArray[np.uint8]]
+) -> list[tuple[Detections | ImageError | None, float]]:
+    """`detect`, with the engine's error for each picture that it is about, and for no other."""
+    try:
+        return [*detect(engine, images)]
+    except ImageError as error:
+        if len(images) == 1:
+            return [(error, 0.0)]
+    return [one for image in images for one in detect_each(engine, [image])]
 
 
 def _in_parts(

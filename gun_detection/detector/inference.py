@@ -13,6 +13,7 @@ from torchvision.ops import box_iou, nms
 
 from gun_detection.detector.cuda import CudaDetector
 from gun_detection.detector.detections import Detections
+from gun_detection.detector.finite import hear_head, listening, not_finite
 
 # Average precision counts what is found with little certainty, too.
 EVALUATION_FLOOR = 0.01
@@ -37,6 +38,10 @@ class Predictor:
         least = min(score_floor, EVALUATION_FLOOR) if mirrored else score_floor
         self._model.roi_heads.score_thresh = least
         self._floor, self._mirrored = score_floor, mirrored
+        # The others see to it themselves.
+        if isinstance(model, FasterRCNN):
+            hear_head(model.rpn.head)
+            hear_head(model.roi_heads.box_predictor)
         self._threads = threading.local()
 
     @property
@@ -46,7 +51,11 @@ class Predictor:
         return transform.min_size[-1], transform.max_size
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Detections of each picture, given as uint8 (H, W, 3) RGB arrays of any sizes."""
+        """Detections of each picture, given as uint8 (H, W, 3) RGB arrays of any sizes.
+
+        Raises `ImageError` (`NOT_FINITE`) where the model computes what is no number for one of
+        them.
+        """
         with torch.inference_mode(), self._in_own_stream():
             tensors = _upload(images, self.device)
             if not self._mirrored:
@@ -73,11 +82,23 @@ class Predictor:
         """(boxes, scores) of each picture of each batch, on the CPU."""
         if isinstance(self._model, CudaDetector):
             outputs = self._model.each(batches)
-        else:
-            outputs = [self._model(tensors) for tensors in batches]
+            return [[(output["boxes"], output["scores"]) for output in batch] for batch in outputs]
+        return [self._find_in(tensors) for tensors in batches]
+
+    def _find_in(self, tensors: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        with listening() as sums:
+            outputs = self._model(tensors)
+        # All of it in one step, as a GPU is waited for in each.
+        parts = [total[None] for total in sums]
+        for output in outputs:
+            parts += [output["boxes"].flatten(), output["scores"]]
+        numbers = torch.cat(parts).float().cpu()
+        found = torch.split(numbers, [len(part) for part in parts])[len(sums) :]
+        if not numbers[: len(sums)].isfinite().all():
+            raise not_finite(tensors)
         return [
-            [(output["boxes"].float().cpu(), output["scores"].float().cpu()) for output in batch]
-            for batch in outputs
+            (boxes.view(-1, 4), scores)
+            for boxes, scores in zip(found[::2], found[1::2], strict=True)
         ]
 
     def _average(

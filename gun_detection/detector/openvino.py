@@ -21,6 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import nms
 
+from gun_detection.detector.finite import hear, hear_head
 from gun_detection.detector.proposals import Proposer
 
 # One for the whole life of the process. The first network that a core compiles for the CPU gives
@@ -104,6 +105,7 @@ class OpenVinoDetector(nn.Module):
         self.rpn, self.roi_heads = model.rpn, model.roi_heads
         self.rpn.head = self.roi_heads.box_head = None
         self._proposer = Proposer(self.rpn)
+        hear_head(self.roi_heads.box_predictor)
         self._trunk = _Network(_channels_last(networks.trunk), precision, streams)
         self._head = _Network(networks.head, precision, streams)
 
@@ -144,6 +146,7 @@ class OpenVinoDetector(nn.Module):
         objectness, deltas = (
             list(_group(outputs, kind).values()) for kind in ("objectness", "deltas")
         )
+        hear(*objectness, *deltas)
         found = self._proposer.likely(images.tensors, objectness, deltas, limits)
         return [self._distinct(boxes, scores) for boxes, scores in zip(*found, strict=True)]
 

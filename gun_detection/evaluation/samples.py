@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.inference import Predictor
+from gun_detection.errors import ImageError, ModelError
 from gun_detection.evaluation.matching import Boxes, Matched
 
 # Blur is measured at one size, or large pictures would seem sharper.
@@ -108,12 +109,20 @@ def measure(
     *,
     batch: int = 1,
 ) -> Samples:
-    """Run the detector over the pictures, `batch` at a time; `progress` hears how many are done."""
+    """Run the detector over the pictures, `batch` at a time; `progress` hears how many are done.
+
+    Raises `ModelError` (`NOT_FINITE`) where it computes what is no number: to find nothing would be
+    something else.
+    """
     items: list[Sample] = []
     rest = iter(pictures)
     while some := list(islice(rest, batch)):
         start = time.perf_counter()
-        found = predictor([picture.pixels for picture in some])
+        try:
+            found = predictor([picture.pixels for picture in some])
+        except ImageError as error:
+            names = ", ".join(picture.name for picture in some)
+            raise ModelError(f"{names}: {error.message}", reason=error.reason) from error
         seconds = (time.perf_counter() - start) / len(some)
         for picture, mine in zip(some, found, strict=True):
             height, width = picture.pixels.shape[:2]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import Engine, detect
+from gun_detection.errors import ImageError
 from gun_detection.evaluation.matching import IOU, pairwise_iou
 
 ANSWERS = "answers.npz"
@@ -54,7 +55,10 @@ def differs(engine: Engine, file: Path, floor: float) -> str | None:
         ]
     # What engines keep for each thread goes with this one.
     with ThreadPoolExecutor(1) as thread:
-        found = thread.submit(detect, engine, pictures).result()
+        try:
+            found = thread.submit(detect, engine, pictures).result()
+        except ImageError as error:
+            return error.message
     # What is as strong as that has its like among what the engine gives, where it has one.
     least = max(_WEAK, floor + _APART)
     total = unlike = 0

@@ -34,6 +34,8 @@ _TIMEOUT = 900.0
 _WEAK = 0.1
 # The same box, but for rounding.
 _SAME = 0.9
+# What is wrong with the model, whatever kind of error says so.
+_OWN = ("SHA256_MISMATCH", "NOT_FINITE")
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def main() -> None:
         answer = {"pictures": _look(request, load_settings())}
     except GunDetectionError as error:
         # What else goes wrong is the machine's doing, or that of the settings.
-        own = isinstance(error, ModelError | NotFoundError) or error.reason == "SHA256_MISMATCH"
+        own = isinstance(error, ModelError | NotFoundError) or error.reason in _OWN
         answer = {"error" if own else "transient": error.message}
     print(json.dumps(answer))
 

@@ -36,6 +36,7 @@ from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import REFERENCE, shape_class
 from gun_detection.detector.inference import EVALUATION_FLOOR
 from gun_detection.detector.running import DetectorEngine, runnable
+from gun_detection.errors import ModelError
 from gun_detection.evaluation.evaluate import evaluate_version, load_labelled, load_samples
 from gun_detection.evaluation.matching import IOU, Matched, pairwise_iou
 from gun_detection.evaluation.metrics import average_precision
@@ -235,12 +236,15 @@ class _Packaging:
             range(len(entries)),
             key=lambda index: shape_class((entries[index].height, entries[index].width)),
         )
-        samples = measure(
-            engine.predictor,
-            (load_labelled(pictures, index) for index in order),
-            lambda done: self._progress(done, len(pictures)),
-            batch=engine.batch,
-        )
+        try:
+            samples = measure(
+                engine.predictor,
+                (load_labelled(pictures, index) for index in order),
+                lambda done: self._progress(done, len(pictures)),
+                batch=engine.batch,
+            )
+        except ModelError as error:
+            return _Result(accepted=False, reason=error.message, pictures=len(pictures))
         recorded = [self._recorded.matched[index] for index in order]
         before = average_precision(recorded)["ap50"]
         after = average_precision(samples.matched)["ap50"]

@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 from gun_detection.batching import Batcher
 from gun_detection.database import open_session
 from gun_detection.detector.detections import Detections
-from gun_detection.detector.engines import Engine, detect, shape_class
-from gun_detection.errors import GunDetectionError, ServiceUnavailableError, TerminalError
+from gun_detection.detector.engines import Engine, detect_each, shape_class
+from gun_detection.errors import (
+    GunDetectionError,
+    ImageError,
+    ServiceUnavailableError,
+    TerminalError,
+)
 from gun_detection.release.champion import get_model, require_storable
 from gun_detection.release.packages import engine_for, open_engine, open_file_engine
 from gun_detection.serving.answers import ModelCard
@@ -26,7 +31,7 @@ from gun_detection.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-Found = tuple[Detections | None, float]
+Found = tuple[Detections | ImageError | None, float]
 
 
 class ServedModel:
@@ -43,12 +48,16 @@ class ServedModel:
         self._idle.set()
 
     def submit(self, pixels: NDArray[np.uint8]) -> "Future[Found]":
-        """(detections in pixels of this array, milliseconds); with what others ask meanwhile."""
+        """(detections in pixels of this array, milliseconds); with what others ask meanwhile.
+
+        In place of detections the error of a picture for which the model computes what is no
+        number, or None for one that needs more memory than there is.
+        """
         return self._batcher.submit(pixels)
 
     def _detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Found]:
         BATCH.observe(len(images))
-        return detect(self.engine, images)
+        return detect_each(self.engine, images)
 
     @contextmanager
     def in_use(self) -> "Iterator[ServedModel]":

@@ -1,6 +1,7 @@
 """What happens to a picture: decode in a sandbox, infer with others, draw."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy as np
 
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import cores
-from gun_detection.errors import ImageError, ServiceUnavailableError
+from gun_detection.errors import ImageError, ModelError, ServiceUnavailableError
 from gun_detection.images import (
     DOUBTFUL,
     DecodedImage,
@@ -26,8 +27,10 @@ from gun_detection.serving.answers import DISCLAIMER, Timings
 from gun_detection.serving.metrics import STAGE_SECONDS, UNDER_WAY
 from gun_detection.serving.models import ServedModel
 from gun_detection.serving.protocol import unsent_bytes
-from gun_detection.serving.refusals import busy
+from gun_detection.serving.refusals import Refusal, busy
 from gun_detection.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -97,7 +100,11 @@ class Pictures:
         self._decoders.__exit__()
 
     async def look(self, served: ServedModel, data: bytes) -> Looked:
-        """What the model finds in it."""
+        """What the model finds in it.
+
+        Raises `Refusal` (422) where what it computes for this picture is no number, `ModelError`
+        where that is so for any.
+        """
         began = time.perf_counter()
         image = await self._decode(data, served.engine.input_size)
         decoded = time.perf_counter()
@@ -110,6 +117,9 @@ class Pictures:
                 "is: send a smaller one",
                 reason=Reason.DECODE_MEMORY,
             )
+        if isinstance(found, ImageError):
+            await self._demand_numbers(served)
+            raise Refusal(422, found.reason, found.message)
         height, width = image.pixels.shape[:2]
         STAGE_SECONDS.labels("decode").observe(decoded - began)
         STAGE_SECONDS.labels("wait_and_inference").observe(done - decoded)
@@ -170,6 +180,13 @@ class Pictures:
                 "there is not even the memory for a small picture now: try again",
                 reason="NO_MEMORY",
             )
+
+    async def _demand_numbers(self, served: ServedModel) -> None:
+        """Raise `ModelError` where the model computes no numbers for any picture."""
+        found, _ = await asyncio.wrap_future(served.submit(self._small))
+        if isinstance(found, ImageError):
+            logger.error("%s is damaged: %s", served.card.model, found.message)
+            raise ModelError(found.message, reason=found.reason)
 
     def _in_thread(
         self, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs

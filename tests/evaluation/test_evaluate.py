@@ -15,6 +15,7 @@ from gun_detection.datasets.manifest import load_manifest
 from gun_detection.datasets.synthetic import draw_picture
 from gun_detection.detector.architectures import DetectorConfig, build_detector, input_size
 from gun_detection.detector.inference import EVALUATION_FLOOR, Predictor
+from gun_detection.errors import ModelError
 from gun_detection.evaluation import evaluate
 from gun_detection.evaluation.evaluate import evaluate_folder, evaluate_version, load_samples
 from gun_detection.images import DecodeLimits, SandboxedDecoder, decode
@@ -118,6 +119,21 @@ def test_a_folder_counts_no_boxes_that_an_ingest_would_refuse(
     truths = {sample.name: sample.matched.truth.tolist() for sample in found.samples.items}
     assert truths == {"sound.jpeg": [[10, 10, 60, 50]], "loose.jpeg": [[0, 10, 60, 50]]}
     assert found.rejected == {"SIZE_MISMATCH": 1, "BAD_BOX": 2, "BAD_LABEL": 1, "MISSING_LABEL": 1}
+
+
+def test_a_model_that_computes_no_numbers_is_not_one_that_finds_nothing(
+    settings: Settings, storage: Storage
+) -> None:
+    dataset = stages.ingest("synthetic:40:5", settings)["dataset_id"]
+    new = random_model(1)
+    new.model.roi_heads.box_predictor.cls_score.bias.data[0] = torch.nan
+    with open_session(settings) as session:
+        version = publish(new, settings, storage, session)
+    with pytest.raises(ModelError, match=r"^\S+: the model computes what is no number") as caught:
+        evaluate_version(version, dataset, settings, storage)
+    assert caught.value.reason == "NOT_FINITE"
+    with open_session(settings) as session:
+        assert session.scalar(select(func.count(Evaluation.id))) == 0
 
 
 def test_what_is_measured_is_what_scoring_finds(

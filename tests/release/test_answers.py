@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gun_detection.detector.detections import Detections
 from gun_detection.detector.engines import OutOfMemory
+from gun_detection.errors import ImageError
 from gun_detection.release.answers import differs, record
 
 PICTURES = [np.full((8, 12, 3), number, np.uint8) for number in range(4)]
@@ -86,6 +87,14 @@ def test_other_answers_are_told(
     told = differs(Fixed(boxes, scores), file, 0.05)
     assert told is not None
     assert "in 4 pictures have no like" in told
+
+
+def test_an_engine_that_computes_no_number_is_told(file: Path) -> None:
+    class Broken(Fixed):
+        def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+            raise ImageError("no number", reason="NOT_FINITE")
+
+    assert differs(Broken(BOXES, SCORES.tolist()), file, 0.05) == "no number"
 
 
 @pytest.mark.parametrize("limit", [2, 0])

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from gun_detection import stages
 from gun_detection.database import open_session
 from gun_detection.errors import (
+    ImageError,
     ModelError,
     NotFoundError,
     ReleaseError,
@@ -166,6 +167,8 @@ def test_a_page_of_a_proxy_says_nothing_of_the_model(
         (ModelError("bad weights"), "error"),
         (NotFoundError("no weights"), "error"),
         (TerminalError("damaged", reason="SHA256_MISMATCH"), "error"),
+        (ImageError("no number", reason="NOT_FINITE"), "error"),
+        (ImageError("no picture"), "transient"),
         (SettingsError("no engine"), "transient"),
         (ServiceUnavailableError("away"), "transient"),
     ],

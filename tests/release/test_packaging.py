@@ -106,6 +106,24 @@ def test_a_package_that_finds_less_is_refused(
     assert open_engine(version, wanting("auto", settings), storage).name == "eager"
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_package_that_computes_no_numbers_is_refused(
+    version: ModelVersion, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = packaging._Packaging._load
+
+    def damaged(self: packaging._Packaging, name: str, files: Any) -> DetectorEngine:
+        engine = load(self, name, files)
+        if name == F32:
+            engine.predictor._model.roi_heads.box_predictor.cls_score.bias.data[0] = np.nan
+        return engine
+
+    monkeypatch.setattr(packaging._Packaging, "_load", damaged)
+    row = make(version, F32, settings, storage)
+    assert (row.accepted, row.files) == (False, {})
+    assert "what is no number" in row.reason
+
+
 def test_an_imported_model_cannot_be_checked(settings: Settings, storage: Storage) -> None:
     with open_session(settings) as session:
         imported = publish(random_model(2), settings, storage, session)
