@@ -15,6 +15,7 @@ from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from gun_detection.database import open_session
 from gun_detection.database.models import DatasetVersion, ModelVersion, Promotion
 from gun_detection.datasets import manifest as keys
 from gun_detection.datasets import report
@@ -61,17 +62,19 @@ def ingest(
     """Check, store and describe the data set that `spec` names; `progress` gets (done, total).
 
     The same data gives the same id and stores nothing new, but a report of its own where other
-    things were found beside it. The caller commits the session. Raises `DatasetError` when nothing
-    can be used, when more is rejected than the budget allows (the report is stored all the same),
-    when a split would have no picture with a gun or when an earlier manifest is damaged; besides
-    what `open_source` raises.
+    things were found beside it. The caller commits the session. Give it one that has asked nothing
+    yet: no transaction is open then while the source and the bucket are read and written.
+
+    Raises `DatasetError` when nothing can be used, when more is rejected than the budget allows
+    (the report is stored all the same), when a split would have no picture with a gun or when an
+    earlier manifest is damaged; besides what `open_source` raises.
     """
     storage.ensure_bucket(settings.data_bucket)
     with open_source(spec, settings, storage) as source:
         findings = _inspect(source, settings, storage, progress)
         name = source.name.encode("utf-8", "replace").decode()
     _check_budget(name, findings, settings, storage)
-    known = _known_placements(settings, storage, session)
+    known = _known_placements(settings, storage)
     dataset = _manifest(findings, known, settings)
     _check_splits(dataset)
     content = report.describe(name, dataset, findings)
@@ -148,9 +151,7 @@ def _check_budget(name: str, findings: Findings, settings: Settings, storage: St
     )
 
 
-def _known_placements(
-    settings: Settings, storage: Storage, session: Session
-) -> dict[str, Placement]:
+def _known_placements(settings: Settings, storage: Storage) -> dict[str, Placement]:
     """Where images belong by the newest version of every source, of which the youngest decides, and
     before all by what the last champions learned from.
     """
@@ -170,8 +171,10 @@ def _known_placements(
         .order_by(func.max(Promotion.id).desc())
         .limit(_REMEMBERED_SOURCES)
     )
+    with open_session(settings) as session:
+        ids = dict.fromkeys([*session.scalars(learned), *session.scalars(youngest)])
     known: dict[str, Placement] = {}
-    for dataset_id in dict.fromkeys([*session.scalars(learned), *session.scalars(youngest)]):
+    for dataset_id in ids:
         for entry in load_manifest(storage, settings.data_bucket, dataset_id).entries:
             known.setdefault(entry.sha256, entry.placement)
     return known
@@ -225,15 +228,17 @@ def _publish(
     """Store manifest, reports and row unless they are there; whether the row is new, and the key of
     the report's page.
     """
-    known = session.get(DatasetVersion, dataset.id)
+    with open_session(settings) as asking:
+        known = asking.get(DatasetVersion, dataset.id)
     if known is not None:
+        page_key = report.store_again(dataset, content, known.source, settings, storage)
         # Ingested again, as after a version that was a mistake, it is the newest from here on.
         session.execute(
             update(DatasetVersion)
             .where(DatasetVersion.id == dataset.id)
             .values(created_at=func.now())
         )
-        return False, report.store_again(dataset, content, known.source, settings, storage)
+        return False, page_key
     bucket = settings.data_bucket
     manifest_key, report_key = keys.manifest_key(dataset.id), keys.report_key(dataset.id)
     storage.put_if_absent(bucket, manifest_key, dataset.to_bytes())

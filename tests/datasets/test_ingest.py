@@ -16,6 +16,7 @@ from gun_detection.errors import DatasetError, ServiceUnavailableError
 from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.datasets.conftest import MakeFolder, manifest_of, run
+from tests.release.conftest import watch_storage
 
 
 def rows(settings: Settings) -> list[DatasetVersion]:
@@ -95,6 +96,25 @@ def test_what_a_further_ingest_rejects_is_reported(
         (folder / "Labels" / f"{number}.txt").unlink()
     assert run(folder, settings, storage).page_key == first.page_key
     assert objects(settings, storage) == before
+
+
+def test_no_transaction_waits_for_the_bucket(
+    settings: Settings, storage: Storage, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One thread, as several would find each other's questions to the database.
+    monkeypatch.setattr("gun_detection.datasets.ingest._UPLOADERS", 1)
+    waiting = watch_storage(settings, monkeypatch)
+    folder = make_folder()
+    run(folder, settings, storage)
+    assert set(waiting) == {0}
+    waiting.clear()
+    # It reads the manifest of the one before.
+    run("synthetic:40:1", settings, storage)
+    assert set(waiting) == {0}
+    (folder / "Images" / "90.jpeg").write_bytes(b"<html></html>")
+    waiting.clear()
+    assert not run(folder, settings, storage).created, "but it stores a report of its own"
+    assert set(waiting) == {0}
 
 
 def test_a_damaged_manifest_stops_until_it_is_restored(
