@@ -50,7 +50,8 @@ def drain(sources: list[Source], queue: str, settings: Settings) -> bool:
 
     A message is deleted once its uploads are noted. One about a bucket that is being listed comes
     back after its visibility timeout; from the first of these on the queue is left alone, until the
-    bucket is listed. Raises `ServiceUnavailableError` where the queue cannot be read.
+    bucket is listed. Raises `ServiceUnavailableError` where the queue cannot be read, or was left
+    alone (LISTING_HELD): nobody knows then what it holds.
     """
     until = time.monotonic() + _DRAIN_SECONDS
     latest: dict[tuple[str, str], tuple[datetime, str]] = {}
@@ -61,7 +62,7 @@ def drain(sources: list[Source], queue: str, settings: Settings) -> bool:
     in_vain = _in_vain.setdefault(queue, set())
     in_vain &= held
     if in_vain or held == buckets:
-        return False
+        raise _left_alone(queue)
     secret = settings.s3_secret_access_key
     client: SQSClient = boto3.client(
         "sqs",
@@ -92,11 +93,19 @@ def drain(sources: list[Source], queue: str, settings: Settings) -> bool:
                         for number, handle in enumerate(noted)
                     ],
                 )
-            if time.monotonic() > until:
-                return not in_vain
+            if time.monotonic() > until and not in_vain:
+                return True
     except (BotoCoreError, ClientError) as error:
         raise ServiceUnavailableError(f"the queue {queue} cannot be read: {error}") from error
+    if in_vain:
+        raise _left_alone(queue)
     return False
+
+
+def _left_alone(queue: str) -> ServiceUnavailableError:
+    return ServiceUnavailableError(
+        f"a bucket of the queue {queue} is being listed by somebody else", reason="LISTING_HELD"
+    )
 
 
 def _newest(

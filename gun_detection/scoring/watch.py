@@ -60,7 +60,8 @@ def look(settings: Settings) -> News | None:
                 note_uploads(source, settings, storage, wait=False)
         except GunDetectionError as error:
             # One bucket that is away must not hide the uploads of the others. Who lists it at this
-            # moment notes what is there, unless it is nobody any more, or takes for ever.
+            # moment notes what is there, unless it is nobody any more, or takes for ever; its queue
+            # waits for that.
             if error.reason == "LISTING_HELD":
                 looked[place] = False, None
             else:
@@ -120,6 +121,9 @@ def find_silent(sources: list[Source], settings: Settings, storage: Storage) -> 
         try:
             drain([source for source in every if source.queue == queue], queue, settings)
         except Exception as error:
+            # While somebody lists a bucket, a queue waits, and is read later.
+            if isinstance(error, GunDetectionError) and error.reason == "LISTING_HELD":
+                continue
             logger.exception("reading the queue %s", queue)
             silent[queue] = str(error)
     for source in sources:

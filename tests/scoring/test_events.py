@@ -22,6 +22,7 @@ from gun_detection.settings import Settings
 from gun_detection.storage import Storage
 from tests.scoring.conftest import outcomes, picture, rows, score_all, upload, waiting
 from tests.scoring.simulated import Refusing, Simulated
+from tests.scoring.test_watch import hours_pass
 
 
 class Queue:
@@ -278,7 +279,7 @@ def test_while_a_bucket_is_listed_its_queue_is_left_alone(
         found: list[News | None] = []
         looking = threading.Thread(target=lambda: found.append(look(with_queue)))
         looking.start()
-        looking.join(20)
+        looking.join(120)
         assert not looking.is_alive(), "it waits for the listing"
     looking.join()
     assert found[0] is not None
@@ -312,6 +313,51 @@ def test_a_queue_is_left_alone_once_it_tells_of_a_bucket_that_is_listed(
     assert news.waiting == {settings.uploads_bucket: 20, "other-bucket": 2}
 
 
+def test_a_queue_that_waits_for_a_listing_was_not_looked_at(
+    champion: object,
+    settings: Settings,
+    storage: Storage,
+    queue: Queue,
+    watched: Callable[..., Settings],
+) -> None:
+    storage.ensure_bucket("other-bucket")
+    sharing = watched("other-bucket")
+    state = "SELECT source, looked_at, message FROM source_look"
+    unseen = "SELECT source, message FROM unseen_sources"
+    look(sharing)
+    hours_pass(settings, 2, "source_look", "looked_at")
+    before = rows(settings, state)
+    with _alone(settings.uploads_bucket, settings, wait=True):
+        with _alone("other-bucket", settings, wait=True):
+            look(sharing)
+            assert rows(settings, state) == before, "all of its buckets are listed"
+        queue.send(event(settings.uploads_bucket, "a.jpg"))
+        for _ in range(2):
+            # The message is received in vain once, and then left alone.
+            look(sharing)
+            assert rows(settings, state) == before
+        assert rows(settings, unseen) == [(queue.url, None)], "unseen, but by no fault"
+        found = stages.survey_uploads(sharing, bucket="other-bucket")
+        assert (found["unlisted"], list(queue.messages)) == ({}, ["handle-0"])
+        queue.seen.clear()
+    assert waiting(sharing) == 1
+    assert queue.messages == {}
+    assert rows(settings, unseen) == []
+
+
+def test_a_queue_in_which_nothing_waits_for_a_listing_was_looked_at(
+    champion: object, settings: Settings, queue: Queue, watched: Callable[..., Settings]
+) -> None:
+    sharing = watched("other-bucket")
+    with _alone(settings.uploads_bucket, settings, wait=True):
+        look(sharing)
+        hours_pass(settings, 2, "source_look", "looked_at")
+        queue.send(event("other-bucket", "a.jpg"))
+        look(sharing)
+        assert queue.messages == {}
+        assert rows(settings, "SELECT source FROM unseen_sources") == []
+
+
 def test_a_queue_that_never_ends_is_left_after_a_while(
     champion: object,
     settings: Settings,
@@ -326,7 +372,7 @@ def test_a_queue_that_never_ends_is_left_after_a_while(
     assert first is not None
     assert first.more
     assert first.waiting[settings.uploads_bucket] == 2000 - len(queue.messages) < 2000
-    monkeypatch.undo()
+    monkeypatch.setattr(events, "_DRAIN_SECONDS", 600.0)
     last = look(watched())
     assert last == News({settings.uploads_bucket: 2000}, last.upto if last else {}, more=False)
 
