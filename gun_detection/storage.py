@@ -57,6 +57,8 @@ _EXISTS = {"PreconditionFailed", "ConditionalRequestConflict"}
 # A name that the server cannot hold (`a/../b`), or an object under a key of its owner's (SSE-C).
 _REFUSED = {"InvalidRequest", "InvalidArgument", "InvalidURI", "KeyTooLongError"}
 
+# Bytes of a key in S3.
+_LONGEST = 1024
 # The most that S3 takes in one request.
 _DELETED_AT_ONCE = 1000
 
@@ -70,6 +72,20 @@ class StoredObject:
     size: int
     etag: str
     last_modified: datetime
+
+    def check(self) -> None:
+        """Raise `ValueError` for what no object has, where others than S3 tell of one.
+
+        PostgreSQL could not hold it, and no other of the same list would be noted.
+        """
+        for name, value in (("key", self.key), ("ETag", self.etag)):
+            # Encoding refuses halves of surrogate pairs.
+            if len(value.encode()) > _LONGEST:
+                raise ValueError(f"a {name} of more than {_LONGEST} bytes")
+        if "\0" in self.etag:
+            raise ValueError("an ETag with a NUL")
+        if not 0 <= self.size < 2**63:
+            raise ValueError(f"a size of {self.size} bytes")
 
 
 class Storage:

@@ -180,7 +180,8 @@ class PendingUpload(Base):
 
     What a plan asks of it stands here, too, so that planning reads no more than what waits.
     `wanted`: some configured source covers its key. `deferred`: it was tried in vain or judged
-    before, so that others that wait come first.
+    before, so that others that wait come first. `waits_since`: when it was uploaded, or was found
+    to need another look.
     """
 
     __tablename__ = "pending_upload"
@@ -194,6 +195,7 @@ class PendingUpload(Base):
     uploaded_at: Mapped[datetime]
     wanted: Mapped[bool] = mapped_column(server_default=text("true"))
     deferred: Mapped[bool] = mapped_column(server_default=text("false"))
+    waits_since: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class ScoringRun(Base):

@@ -206,7 +206,7 @@ def _read_manifest(
         source, kind = manifest["sourceBucket"], manifest["fileFormat"]
         place = manifest["destinationBucket"].rpartition(":")[2]
         fields = [name.strip() for name in manifest["fileSchema"].split(",")]
-        files = [(item["key"], item["MD5checksum"]) for item in manifest["files"]]
+        files = [(item["key"], item["MD5checksum"].lower()) for item in manifest["files"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _bad(f"{where} is no manifest of an S3 Inventory ({error!r})") from error
     if kind == "CSV":
@@ -217,7 +217,7 @@ def _read_manifest(
         raise SettingsError(
             f"{where} is in the format {kind}: set the inventory's output format to CSV or Parquet"
         )
-    return source, [table(place, key, md5=md5.lower()) for key, md5 in files]
+    return source, [table(place, key, md5=md5) for key, md5 in files]
 
 
 def _read_table(storage: Storage, table: _Table, bucket: str) -> Iterator[StoredObject]:
@@ -268,7 +268,7 @@ def _parquet_rows(path: Path, table: _Table) -> Iterator[_Row]:
                     strict=True,
                 )
                 number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _bad(f"{table.where} cannot be read after row {number} ({error})") from error
 
 
@@ -304,9 +304,10 @@ def _objects(rows: Iterable[_Row], table: _Table, bucket: str) -> Iterator[Store
                 # A space is written as a plus, and a plus as %2B.
                 key = unquote_plus(key, errors="strict")
             item = StoredObject(bucket, key, int(size), etag.strip('"'), _time(modified))
-            if not key or not item.etag or item.size < 0:
-                raise ValueError("key or ETag is empty, or the size negative")
-        except (ValueError, TypeError, AttributeError) as error:
+            item.check()
+            if not key or not item.etag:
+                raise ValueError("the key or the ETag is empty")
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise _bad(f"{table.where}, row {number}: {error}") from error
         if not (key.endswith("/") and item.size == 0):
             yield item
@@ -320,7 +321,8 @@ def _flag(value: Any) -> bool | None:
 
 def _time(value: Any) -> datetime:
     time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    # In UTC: PostgreSQL does not know every offset that Python does.
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _bad(message: str) -> TerminalError:

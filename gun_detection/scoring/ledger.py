@@ -64,18 +64,30 @@ def write_outcomes(lease: Lease, outcomes: Sequence[Outcome], settings: Settings
     return len(ids)
 
 
-def earlier_outcomes(session: Session, digests: Sequence[str], model_id: str) -> dict[str, Outcome]:
-    """What the same model found in the same bytes before, by sha256; it cost nothing this time."""
+def earlier_outcomes(
+    session: Session, digests: Sequence[str], model_id: str, run_id: str
+) -> dict[str, Outcome]:
+    """What the same model found in the same bytes before, by sha256; it cost nothing this time.
+
+    Bytes that two processes died of in the same run kill no others.
+    """
     # Where most bytes are the same, the planner would look for those of others in the whole table.
     session.execute(text("SET LOCAL enable_seqscan = off"))
-    entries = session.execute(_EARLIER, {"digests": list(set(digests)), "model": model_id}).all()
+    arguments = {"digests": list(set(digests)), "model": model_id, "run": run_id}
+    entries = session.execute(_EARLIER, arguments).all()
     if not entries:
         return {}
-    rows: dict[int, list[tuple[float, ...]]] = {entry.id: [] for entry in entries}
+    scored = [entry.id for entry in entries if entry.reason is None]
+    rows: dict[int, list[tuple[float, ...]]] = {ledger_id: [] for ledger_id in scored}
     for ledger_id, *values in session.execute(_FOUND_EARLIER, {"ids": list(rows)}):
         rows[ledger_id].append(tuple(values))
     outcomes = {}
     for entry in entries:
+        if entry.reason is not None:
+            outcomes[entry.sha256] = Outcome(
+                entry.upload_id, entry.sha256, reason=entry.reason, message=entry.message
+            )
+            continue
         table = np.array(rows[entry.id], dtype=np.float32).reshape(-1, 5)
         outcomes[entry.sha256] = Outcome(
             upload_id=entry.upload_id,
@@ -94,13 +106,14 @@ def earlier_outcomes(session: Session, digests: Sequence[str], model_id: str) ->
 # a few are looked at, whatever became of the others.
 _EARLIER = text(
     """
-    SELECT l.id, l.upload_id, l.sha256, l.width, l.height, l.engine
+    SELECT l.id, l.upload_id, l.sha256, l.width, l.height, l.engine, l.reason, l.message
     FROM unnest(CAST(:digests AS text[])) AS wanted(sha256)
     CROSS JOIN LATERAL (
         SELECT * FROM (
             SELECT * FROM ledger WHERE sha256 = wanted.sha256 AND model_id = :model LIMIT 10
         ) few
-        WHERE outcome = 'scored' LIMIT 1
+        WHERE outcome = 'scored' OR reason = 'CRASHED' AND run_id = :run AND NOT stale
+        ORDER BY outcome = 'scored' DESC LIMIT 1
     ) l
     """
 )

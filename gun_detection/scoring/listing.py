@@ -320,7 +320,8 @@ _INSERT = text(
         WHERE known_id IS NULL ORDER BY uploaded_at, key
         RETURNING id, bucket, key, size, uploaded_at
     )
-    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at) SELECT * FROM noted
+    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at, waits_since)
+    SELECT *, uploaded_at FROM noted
     """
 )
 
@@ -333,8 +334,9 @@ _RESTORE = text(
         AND id = ANY(ARRAY(SELECT known_id FROM seen WHERE known_id IS DISTINCT FROM current_id))
         RETURNING id, bucket, upload.key, upload.size, upload.uploaded_at
     )
-    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at, deferred)
-    SELECT r.*, EXISTS (SELECT FROM ledger l WHERE l.upload_id = r.id) FROM restored r
+    INSERT INTO pending_upload (upload_id, bucket, key, size, uploaded_at, waits_since, deferred)
+    SELECT r.*, r.uploaded_at, EXISTS (SELECT FROM ledger l WHERE l.upload_id = r.id)
+    FROM restored r
     WHERE NOT EXISTS (SELECT FROM ledger l WHERE l.upload_id = r.id AND NOT l.stale)
     ON CONFLICT DO NOTHING
     """

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gun_detection.batching import Batcher
 from gun_detection.database import open_session
 from gun_detection.detector.detections import Detections
-from gun_detection.detector.engines import Engine, cores, detect, shape_class
+from gun_detection.detector.engines import Engine, cores, detect_each, shape_class
 from gun_detection.errors import (
     GunDetectionError,
     ImageError,
@@ -297,12 +297,10 @@ class _Worker:
         )
 
     def _look_at(self, pixels: NDArray[np.uint8]) -> tuple[Detections | None, float]:
-        try:
-            return self._infer(pixels)
-        except ImageError:
-            # Another picture of the batch may be to blame.
-            [answer] = self._found([pixels])
-            return answer
+        found, milliseconds = self._infer(pixels)
+        if isinstance(found, ImageError):
+            raise found
+        return found, milliseconds
 
     def _decode(self, data: bytes) -> DecodedImage:
         """Once more, where it is not certain that the picture is to blame."""
@@ -324,8 +322,10 @@ class _Worker:
                 reason="NO_MEMORY",
             )
 
-    def _found(self, images: list[NDArray[np.uint8]]) -> list[tuple[Detections | None, float]]:
-        answers = detect(self._engine, images)
+    def _found(
+        self, images: list[NDArray[np.uint8]]
+    ) -> list[tuple[Detections | ImageError | None, float]]:
+        answers = detect_each(self._engine, images)
         seconds = sum(milliseconds for _, milliseconds in answers) / 1000
         # Who asked for a picture counts all of its time here as waiting.
         self._meter.add("infer", working=seconds, waiting=-seconds * len(images))
@@ -333,7 +333,7 @@ class _Worker:
 
     def _earlier(self, digests: list[str]) -> list[Outcome | None]:
         with open_session(self._settings) as session:
-            known = earlier_outcomes(session, digests, self._lease.model_id)
+            known = earlier_outcomes(session, digests, self._lease.model_id, self._lease.run_id)
         return [known.get(sha256) for sha256 in digests]
 
 

@@ -117,11 +117,13 @@ def survey(
         raise next(iter(errors.values()))
     if kind == "rescore":
         _require_known(sources, configured, settings, storage)
-    with open_session(settings) as session:
-        if kind == "new":
+    if kind == "new":
+        # Also where nothing is planned: what no source covers any more is not late.
+        with open_session(settings) as session:
             again = judge_again(session, model.id)
             logger.info("%d uploads are to be judged once more", again)
             sort_out(session, sources, configured)
+    with open_session(settings) as session:
         waiting = sum(count(session, kind, model, source) for source in sources)
         if nothing_listed and not waiting:
             raise next(iter(errors.values()))
@@ -129,8 +131,9 @@ def survey(
         totals = f"SELECT COUNT(*) AS uploads, COALESCE(SUM(size), 0) AS bytes FROM ({chosen}) c"
         planned = session.execute(text(totals), arguments).one()
         each = _seconds_each(session, model)
-    seconds = None if each is None else round(each * planned.uploads / settings.scoring_tasks, 1)
-    hours = None if seconds is None else seconds * settings.scoring_tasks / 3600
+    # A re-scoring goes one shard at a time, as what is uploaded meanwhile comes first.
+    at_once = settings.scoring_tasks if kind == "new" else 1
+    work = None if each is None else each * planned.uploads
     return Survey(
         kind=kind,
         model_id=model.id,
@@ -149,8 +152,8 @@ def survey(
         planned=planned.uploads,
         left_over=waiting - planned.uploads,
         megabytes=round(int(planned.bytes) / 2**20, 1),
-        seconds=seconds,
-        cost=None if hours is None else round(hours * settings.worker_cost_per_hour, 2),
+        seconds=None if work is None else round(work / at_once, 1),
+        cost=None if work is None else round(work / 3600 * settings.worker_cost_per_hour, 2),
     )
 
 
@@ -169,6 +172,13 @@ def _list(
             errors[address] = TransientError(explain_os_error(error), reason="OS_ERROR")
         except GunDetectionError as error:
             errors[address] = error
+        except Exception as error:
+            # Whatever it is, the other sources are listed.
+            logger.exception("%s", address)
+            errors[address] = TerminalError(
+                f"the listing failed ({error!r:.300}): the log of this task says where",
+                reason="LISTING_FAILED",
+            )
         else:
             for name, value in vars(listed).items():
                 setattr(counts, name, getattr(counts, name) + value)

@@ -20,14 +20,28 @@ _OUTDATED = """
 """
 _FROM = {"new": "pending_upload AS u (id)", "rescore": "upload u"}
 _WHICH = {"new": "u.wanted", "rescore": _OUTDATED}
-# The oldest uploads wait longest, but what was tried before keeps no other waiting, as it may fail
-# each time. Of history, the newest is what people look at; of each source as much, so that one that
-# cannot be read, whose uploads are taken on each time, keeps no other waiting.
-_PLACE = {
-    "new": "deferred, uploaded_at",
-    "rescore": "row_number() OVER (ORDER BY u.id DESC) AS place",
+# Of each source its next ones in their order, with their `place` in it. The oldest uploads wait
+# longest. What was tried before may fail each time, so that it comes after others, and yet one in
+# eleven, as the server may have been to blame. Of history, the newest is what people look at.
+_NEXT = {
+    "new": """
+        SELECT *, row_number() OVER (PARTITION BY deferred ORDER BY uploaded_at, id)
+                  * CASE WHEN deferred THEN 10 ELSE 1 END AS place
+        FROM (
+            (SELECT id, size, deferred, uploaded_at FROM {which} AND NOT deferred
+             ORDER BY uploaded_at, id LIMIT :{cap})
+            UNION ALL
+            (SELECT id, size, deferred, uploaded_at FROM {which} AND deferred
+             ORDER BY uploaded_at, id LIMIT :{cap})
+        ) w ORDER BY place, deferred LIMIT :{cap}
+    """,
+    "rescore": """
+        SELECT id, size, row_number() OVER (ORDER BY u.id DESC) AS place
+        FROM {which} ORDER BY id DESC LIMIT :{cap}
+    """,
 }
-_IN_SOURCE = {"new": "deferred, uploaded_at, id", "rescore": "id DESC"}
+# Where a run has no room for all of them, and then the order in which its own are looked at.
+_TURNS = {"new": "place, deferred, uploaded_at, id", "rescore": "place, id DESC"}
 _IN_RUN = {"new": "deferred, uploaded_at, id", "rescore": "place, id DESC"}
 
 
@@ -42,20 +56,22 @@ def count(session: Session, kind: Kind, model: ModelVersion, source: Source) -> 
 def choose(
     kind: Kind, model: ModelVersion, sources: list[Source], cap: int
 ) -> tuple[str, dict[str, Any]]:
-    """A statement for the id and size of the uploads of a run, and its arguments: those of each
-    source within its own cap, then all of them in their order within that of the run."""
+    """A statement for the id and size of the uploads of a run, and its arguments.
+
+    They are those of each source within its own cap; where they are more than that of the run, the
+    sources take turns, so that none waits for what was left over of another, or cannot be read.
+    """
     parts = []
     arguments: dict[str, Any] = {"cap": cap}
     for number, source in enumerate(sources):
         condition, values = _scope(kind, model, source, number)
-        parts.append(
-            f"(SELECT id, size, {_PLACE[kind]} FROM {_FROM[kind]} WHERE {condition} "
-            f"ORDER BY {_IN_SOURCE[kind]} LIMIT :cap_{number})"
-        )
-        own = cap if source.images_per_run is None else min(cap, source.images_per_run)
-        arguments |= values | {f"cap_{number}": own}
-    union = " UNION ALL ".join(parts)
-    return f"SELECT id, size FROM ({union}) u ORDER BY {_IN_RUN[kind]} LIMIT :cap", arguments
+        which, own = f"{_FROM[kind]} WHERE {condition}", f"cap_{number}"
+        parts.append(f"({_NEXT[kind].format(which=which, cap=own)})")
+        most = cap if source.images_per_run is None else min(cap, source.images_per_run)
+        arguments |= values | {own: most}
+    waiting = " UNION ALL ".join(parts)
+    chosen = f"SELECT * FROM ({waiting}) w ORDER BY {_TURNS[kind]} LIMIT :cap"
+    return f"SELECT id, size FROM ({chosen}) c ORDER BY {_IN_RUN[kind]}", arguments
 
 
 def _scope(

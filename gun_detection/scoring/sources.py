@@ -31,7 +31,9 @@ class Source(BaseModel):
     days: int = Field(
         3,
         gt=0,
-        description="How many days of partitions are listed; after an outage, so many before it.",
+        description="How many days of partitions are listed, yesterday always among them; after "
+        "an outage, so many before it. An upload into the folder of an older day, as of a camera "
+        "that was away for longer, is found by a queue or by a run of that prefix only.",
     )
     inventory: str | None = Field(
         None,
@@ -74,15 +76,17 @@ class Source(BaseModel):
     def prefixes(self, now: datetime, last: datetime | None = None) -> list[str]:
         """What is listed: the prefix, or those of whole days up to tomorrow, as clocks differ.
 
+        Yesterday is among them always: an upload that begins before midnight ends after it.
         `last` is when it was listed whole before: what fell due since then is listed as well.
         """
         if self.partitions is None:
             return [self.prefix]
         today = now.astimezone(UTC).date()
         last_day = min(today, last.astimezone(UTC).date()) if last else today
-        first = datetime.combine(last_day - timedelta(days=self.days - 1), time(), UTC)
+        days = max(self.days, 2)
+        first = datetime.combine(last_day - timedelta(days=days - 1), time(), UTC)
         # By hours, as a pattern may go down to them; those of one day mostly are the same.
-        hours = 24 * ((today - last_day).days + self.days + 1)
+        hours = 24 * ((today - last_day).days + days + 1)
         moments = (first + timedelta(hours=number) for number in range(hours))
         return sorted({self.prefix + moment.strftime(self.partitions) for moment in moments})
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, cast, func, select
 
 from gun_detection.children import Ended, run_child
 from gun_detection.database import open_session
@@ -123,7 +123,9 @@ def _state(shard_id: int, settings: Settings) -> _State:
             LedgerEntry.upload_id.in_(select(func.unnest(shard.upload_ids))),
             LedgerEntry.stale.is_(False),
         )
-        condemned = func.count().filter(LedgerEntry.reason == "CRASHED")
+        # The same bytes, as of a camera without a signal, are one bad picture.
+        picture = func.coalesce(LedgerEntry.sha256, cast(LedgerEntry.upload_id, Text))
+        condemned = func.count(picture.distinct()).filter(LedgerEntry.reason == "CRASHED")
         done, crashed = session.execute(select(func.count(), condemned).where(*mine)).one()
         return _State((done, shard.suspect_id, shard.suspect_crashes, crashed))
 

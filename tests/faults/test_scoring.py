@@ -12,13 +12,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sqlalchemy import text
 
 from gun_detection.database import open_session
+from gun_detection.detector.detections import Detections
 from gun_detection.errors import (
     ServiceUnavailableError,
     StaleAttemptError,
@@ -101,6 +104,28 @@ def test_a_picture_that_kills_is_quarantined_and_the_shard_goes_on(
     assert rows(settings, "SELECT attempt FROM shard") == [(4,)], "three deaths, then the end"
 
 
+def test_the_same_bytes_kill_no_more_than_one_picture_does(
+    drive: None,
+    plan: Callable[..., Plan],
+    settings: Settings,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad = picture(1)
+    pixels = decode(bad, DecodeLimits.from_settings(settings)).pixels
+    monkeypatch.setenv("POISON", hashlib.sha256(pixels.tobytes()).hexdigest())
+    upload(storage, settings, **{f"bad{number}": bad for number in range(8)})
+    upload(storage, settings, **{f"good{number}": picture(10 + number) for number in range(3)})
+    [shard] = plan().shard_ids
+    supervise.score_shard(settings, shard)
+    found = outcomes(settings)
+    assert {name for name, outcome in found.items() if outcome == "scored"} == {
+        f"good{number}" for number in range(3)
+    }
+    assert [found[f"bad{number}"] for number in range(8)] == ["CRASHED"] * 8
+    assert rows(settings, "SELECT attempt FROM shard") == [(4,)], "three deaths, then the end"
+
+
 def test_more_pictures_that_kill_than_can_be_keep_nothing_newer_waiting(
     shard: int,
     plan: Callable[..., Plan],
@@ -176,7 +201,7 @@ def test_the_whole_task_is_killed_and_the_next_ends_its_work(
         f"supervise.score_shard(load_settings(), {shard})"
     )
     task = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not rows(settings, "SELECT 1 FROM shard WHERE attempt > 0"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -186,23 +211,42 @@ def test_the_whole_task_is_killed_and_the_next_ends_its_work(
     check(settings, pictures)
 
 
+class Lingering(Simulated):
+    """Leaves half of the pictures for the time when a later attempt is at work."""
+
+    def __init__(self, attempt: int, settings: Settings) -> None:
+        super().__init__(seconds=0.3, streams=1)
+        self.begun = threading.Event()
+        self._attempt, self._own = attempt, settings
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        self.begun.set()
+        if self.pictures >= PICTURES // 2:
+            deadline = time.monotonic() + 300
+            while rows(self._own, "SELECT attempt FROM shard") == [(self._attempt,)]:
+                assert time.monotonic() < deadline, "no other attempt has begun"
+                time.sleep(0.05)
+        return super().__call__(images)
+
+
 def test_two_attempts_alive_write_everything_once(
     shard: int, settings: Settings, storage: Storage, pictures: dict[str, bytes]
 ) -> None:
     first = claim_shard(shard, settings)
+    engine = Lingering(first.attempt, settings)
     errors: list[BaseException] = []
 
     def zombie() -> None:
         try:
-            pipeline.score_shard(first, Simulated(seconds=0.3, streams=1), settings, storage)
+            pipeline.score_shard(first, engine, settings, storage)
         except BaseException as error:
             errors.append(error)
 
     thread = threading.Thread(target=zombie)
     thread.start()
-    time.sleep(1.0)
+    assert engine.begun.wait(300)
     supervise.score_shard(settings, shard, take_over=True)
-    thread.join(60)
+    thread.join(300)
     assert [type(error) for error in errors] == [StaleAttemptError]
     check(settings, pictures)
 

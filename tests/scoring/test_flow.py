@@ -35,17 +35,20 @@ def test_the_first_error_ends_all() -> None:
 
 def test_a_consumer_that_stops_stops_the_threads() -> None:
     done = []
+    before = threading.active_count()
     results = in_threads(lambda n: done.append(n) or n, iter(range(100_000)), threads=4)
     next(results)
     results.close()
     assert len(done) < 100_000
-    assert threading.active_count() < 20
+    # Of those that others left some may end meanwhile.
+    assert threading.active_count() <= before
 
 
 def test_batches_are_full_or_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "BATCH", 64)
     assert [len(batch) for batch in in_batches(iter(range(150)))] == [64, 64, 22]
-    monkeypatch.setattr(flow, "_SECONDS", 0.0)
+    # Whatever the clock says, it is late.
+    monkeypatch.setattr(flow, "_SECONDS", -1.0)
     assert list(in_batches(iter([1, None, 2]))) == [[1], [2]]
 
 

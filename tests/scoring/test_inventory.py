@@ -291,11 +291,15 @@ def test_an_inventory_that_cannot_be_used_says_why(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"Key": ""}, "row 2: key or ETag is empty"),
+        ({"Key": ""}, "row 2: the key or the ETag is empty"),
+        ({"Key": "k" * 1025}, "row 2: a key of more than 1024 bytes"),
         ({"Size": "many"}, "row 2: invalid literal"),
-        ({"Size": "-1"}, "row 2: key or ETag is empty, or the size negative"),
-        ({"ETag": ""}, "row 2: key or ETag is empty"),
+        ({"Size": "-1"}, "row 2: a size of -1 bytes"),
+        ({"Size": "99999999999999999999"}, "row 2: a size of 99999999999999999999 bytes"),
+        ({"ETag": ""}, "row 2: the key or the ETag is empty"),
+        ({"ETag": "a\0b"}, "row 2: an ETag with a NUL"),
         ({"LastModifiedDate": "yesterday"}, "row 2: Invalid isoformat"),
+        ({"LastModifiedDate": "0001-01-01T00:00:00+23:00"}, "row 2: date value out of range"),
     ],
 )
 def test_a_malformed_row_is_named(
@@ -315,6 +319,36 @@ def test_a_row_without_a_value_is_named(name: str, settings: Settings, storage: 
     storage.put(settings.data_bucket, "list.parquet", parquet_bytes(pa.table(columns)))
     with pytest.raises(TerminalError, match=r"list\.parquet, row 2"):
         list(read_inventory(storage, f"s3://{settings.data_bucket}/list.parquet"))
+
+
+@pytest.mark.parametrize("keys", [[b"a.jpg"], [7]], ids=["bytes", "numbers"])
+def test_a_table_whose_keys_are_no_words_is_named(
+    keys: list[object], settings: Settings, storage: Storage
+) -> None:
+    columns = {"key": keys, "size": [7], "etag": [ETAG], "last_modified": [NOON]}
+    storage.put(settings.data_bucket, "list.parquet", parquet_bytes(pa.table(columns)))
+    with pytest.raises(TerminalError, match=r"list\.parquet, row 1"):
+        list(read_inventory(storage, f"s3://{settings.data_bucket}/list.parquet"))
+
+
+def test_a_table_whose_keys_are_not_in_utf_8_is_named(settings: Settings, storage: Storage) -> None:
+    ends, letters = pa.py_buffer(bytes([0, 0, 0, 0, 2, 0, 0, 0])), pa.py_buffer(b"\xff\xfe")
+    keys = pa.Array.from_buffers(pa.string(), 1, [None, ends, letters])
+    columns = {"key": keys, "size": [7], "etag": [ETAG], "last_modified": [NOON]}
+    storage.put(settings.data_bucket, "list.parquet", parquet_bytes(pa.table(columns)))
+    with pytest.raises(TerminalError, match=r"list\.parquet cannot be read"):
+        list(read_inventory(storage, f"s3://{settings.data_bucket}/list.parquet"))
+
+
+def test_a_time_of_an_offset_that_only_python_knows_is_noted(
+    settings: Settings, storage: Storage
+) -> None:
+    content = f"key,size,etag,last_modified\na.jpg,7,{ETAG},2026-05-02T11:59:00+23:59\n"
+    storage.put(settings.data_bucket, "list.csv", content.encode())
+    source = Source(bucket="uploads", inventory=f"s3://{settings.data_bucket}/list.csv")
+    assert note_uploads(source, settings, storage, wait=True).new == 1
+    with open_session(settings) as session:
+        assert session.scalar(text("SELECT uploaded_at FROM upload")) == NOON
 
 
 GOOD_PARQUET = parquet_bytes(

@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import pytest
 from sqlalchemy import text
@@ -28,6 +28,20 @@ def note(settings: Settings, storage: Storage) -> Callable[..., Listed]:
         return note_uploads(source, settings, storage, wait=True)
 
     return listed
+
+
+@pytest.fixture
+def noon(monkeypatch: pytest.MonkeyPatch) -> datetime:
+    """The time of every listing: no other day begins between two of them."""
+    now = datetime.now(UTC).replace(hour=12)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return now
+
+    monkeypatch.setattr(listing, "datetime", Clock)
+    return now
 
 
 def put(storage: Storage, settings: Settings, key: str, data: bytes) -> None:
@@ -72,9 +86,9 @@ def test_bytes_that_come_back_are_current_again(
 
 
 def test_patterns_and_partitions_leave_out_what_is_not_wanted(
-    note: Callable[..., Listed], settings: Settings, storage: Storage
+    note: Callable[..., Listed], settings: Settings, storage: Storage, noon: datetime
 ) -> None:
-    today = datetime.now(UTC).strftime("%Y/%m/%d/")
+    today = noon.strftime("%Y/%m/%d/")
     for key in (f"{today}a.jpg", f"{today}b.txt", "2001/01/01/c.jpg"):
         put(storage, settings, key, b"1")
     counts = note(include=("*.jpg",), partitions="%Y/%m/%d/")
@@ -196,14 +210,16 @@ def test_a_picture_put_back_while_its_outcome_was_written_is_looked_at_once_more
 
 
 def test_days_that_fell_due_in_an_outage_are_listed_after_it(
-    note: Callable[..., Listed], settings: Settings, storage: Storage
+    note: Callable[..., Listed], settings: Settings, storage: Storage, noon: datetime
 ) -> None:
-    days = [(datetime.now(UTC) - timedelta(days=ago)).strftime("%Y/%m/%d/") for ago in (0, 6)]
+    days = [(noon - timedelta(days=ago)).strftime("%Y/%m/%d/") for ago in (0, 6)]
     for day in days:
         put(storage, settings, f"{day}a.jpg", b"1")
     assert note(partitions="%Y/%m/%d/") == Listed(objects=1, new=1)
     with open_session(settings) as session:
-        session.execute(text("UPDATE source_listing SET listed_at = now() - interval '5 days'"))
+        session.execute(
+            text("UPDATE source_listing SET listed_at = :then"), {"then": noon - timedelta(days=5)}
+        )
     assert note(partitions="%Y/%m/%d/") == Listed(objects=2, new=1)
     assert note(partitions="%Y/%m/%d/") == Listed(objects=1)
 

@@ -207,42 +207,11 @@ def test_a_batch_that_is_too_much_is_halved_and_one_that_alone_is_is_quarantined
     assert outcomes(settings)["huge"] == "OUT_OF_MEMORY"
 
 
-class Broken(Simulated):
-    """Computes no numbers for the larger pictures, and so none for their batch."""
-
-    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        answers = super().__call__(images)
-        if any(image.shape[1] == 65 for image in images):
-            raise ImageError("no number", reason="NOT_FINITE")
-        return answers
-
-
-def test_a_picture_without_numbers_takes_no_other_of_its_batch_along(
-    plan: Planned, settings: Settings, storage: Storage
-) -> None:
-    upload(storage, settings, **{f"n{seed}": picture(seed) for seed in range(12)})
-    upload(storage, settings, broken=picture(99, width=65))
-    engine = Broken(batch=8, streams=1, seconds=0.01)
-    score_all(plan(), settings, storage, engine)
-    reasons = outcomes(settings)
-    assert reasons.pop("broken") == "NOT_FINITE"
-    assert set(reasons.values()) == {"scored"}
-    assert max(engine.batches) > 1
-
-
-def test_batches_grow_with_the_load(plan: Planned, settings: Settings, storage: Storage) -> None:
-    upload(storage, settings, **{f"n{seed}": picture(seed) for seed in range(40)})
-    engine = Simulated(batch=8, streams=1, seconds=0.02)
-    score_all(plan(), settings, storage, engine)
-    assert 1 < max(engine.batches) <= 8
-    assert sum(engine.batches) == 40
-
-
 class Gathering(Simulated):
-    """Answers a batch once there are pictures for another beside those of both streams."""
+    """Answers a batch once there are pictures for another beside those of all streams."""
 
-    def __init__(self, pictures: int) -> None:
-        super().__init__(batch=16, streams=2)
+    def __init__(self, pictures: int, *, batch: int, streams: int) -> None:
+        super().__init__(batch=batch, streams=streams)
         self._coming, self._asked, self._changed = pictures, 0, threading.Condition()
 
     def ask(self) -> None:
@@ -254,7 +223,7 @@ class Gathering(Simulated):
         answers = super().__call__(images)
         with self._changed:
             # Where there is no room for so many, it goes on with what there is.
-            self._changed.wait_for(self._enough, timeout=3)
+            self._changed.wait_for(self._enough, timeout=30)
             # One at a time: what is at hand is for one batch.
             self._coming -= len(images)
             self._asked -= len(images)
@@ -264,19 +233,70 @@ class Gathering(Simulated):
         return self._asked >= min(self._coming, (self.streams + 1) * self.batch)
 
 
-def test_large_pictures_fill_batches(
-    plan: Planned, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def gather(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gathering], Gathering]:
+    """The engine hears of every picture that is to be looked at."""
+
+    def tell(engine: Gathering) -> Gathering:
+        class Telling(Batcher[Any, Any]):
+            def submit(self, ask: Any) -> Future[Any]:
+                answer = super().submit(ask)
+                if isinstance(ask, np.ndarray):
+                    engine.ask()
+                return answer
+
+        monkeypatch.setattr(pipeline, "Batcher", Telling)
+        return engine
+
+    return tell
+
+
+class Broken(Gathering):
+    """Computes no numbers for the larger pictures, and so none for their batch."""
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        answers = super().__call__(images)
+        if any(image.shape[1] == 65 for image in images):
+            raise ImageError("no number", reason="NOT_FINITE")
+        return answers
+
+
+def test_a_picture_without_numbers_takes_no_other_of_its_batch_along(
+    plan: Planned,
+    settings: Settings,
+    storage: Storage,
+    gather: Callable[[Gathering], Gathering],
 ) -> None:
-    engine = Gathering(64)
+    upload(storage, settings, **{f"n{seed}": picture(seed) for seed in range(12)})
+    upload(storage, settings, broken=picture(99, width=65))
+    engine = gather(Broken(13, batch=8, streams=1))
+    score_all(plan(), settings, storage, engine)
+    reasons = outcomes(settings)
+    assert reasons.pop("broken") == "NOT_FINITE"
+    assert set(reasons.values()) == {"scored"}
+    assert max(engine.batches) > 1
 
-    class Telling(Batcher[Any, Any]):
-        def submit(self, ask: Any) -> Future[Any]:
-            answer = super().submit(ask)
-            if isinstance(ask, np.ndarray):
-                engine.ask()
-            return answer
 
-    monkeypatch.setattr(pipeline, "Batcher", Telling)
+def test_batches_grow_with_the_load(
+    plan: Planned,
+    settings: Settings,
+    storage: Storage,
+    gather: Callable[[Gathering], Gathering],
+) -> None:
+    upload(storage, settings, **{f"n{seed}": picture(seed) for seed in range(40)})
+    engine = gather(Gathering(40, batch=8, streams=1))
+    score_all(plan(), settings, storage, engine)
+    assert 1 < max(engine.batches) <= 8
+    assert sum(engine.batches) == 40
+
+
+def test_large_pictures_fill_batches(
+    plan: Planned,
+    settings: Settings,
+    storage: Storage,
+    gather: Callable[[Gathering], Gathering],
+) -> None:
+    engine = gather(Gathering(64, batch=16, streams=2))
     buffer = io.BytesIO()
     Image.new("RGB", (4032, 3024)).save(buffer, "JPEG")
     # What follows the end of a picture makes bytes of its own.
@@ -458,7 +478,8 @@ def test_a_server_that_fails_is_not_an_outcome(
     with pytest.raises(ServiceUnavailableError):
         score_shard(lease, engine, settings, Reader(away, seconds=3))
     assert outcomes(settings) == {}
-    assert threading.active_count() == before
+    # Of those that others left some may end meanwhile.
+    assert threading.active_count() <= before
 
 
 def test_an_unexpected_error_of_the_engine_ends_the_shard(

@@ -23,6 +23,8 @@ from gun_detection.errors import (
     TerminalError,
     TransientError,
 )
+from gun_detection.scoring import listing
+from gun_detection.scoring.leases import claim_shard, give_up
 from gun_detection.scoring.pages import run_page
 from gun_detection.scoring.plan import Plan, Survey, cut, open_run
 from gun_detection.scoring.runs import finish_run
@@ -36,6 +38,15 @@ from tests.scoring.simulated import Simulated
 
 Surveyed = Callable[..., tuple[Survey, list[Source]]]
 Planned = Callable[..., Plan]
+
+
+def keys_of(made: Plan, settings: Settings) -> list[str]:
+    """What a run is about, in the order of the keys."""
+    planned = (
+        "SELECT key FROM shard, unnest(upload_ids) AS of(id) JOIN upload USING (id) "
+        "WHERE run_id = :run ORDER BY key"
+    )
+    return [key for (key,) in rows(settings, planned, run=made.run_id)]
 
 
 def test_a_survey_counts_before_anything_is_opened(
@@ -96,6 +107,21 @@ def test_shards_of_a_few_uploads_tell_less_of_speed_than_large_ones(
     upload(storage, settings, **{f"n{number}": b"x" for number in range(100)})
     found, _ = surveyed(settings=settings.model_copy(update={"scoring_tasks": 1}))
     assert found.seconds == 50.0
+
+
+def test_history_is_scored_by_one_at_a_time(
+    plan: Planned, surveyed: Surveyed, engine: Simulated, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, **{f"n{number}": picture(number) for number in range(4)})
+    made = plan()
+    score_all(made, settings, storage, engine)
+    stats = 'UPDATE shard SET stats = stats || \'{"seconds": 100, "pictures": 1}\' RETURNING id'
+    rows(settings, stats)
+    with open_session(settings) as session:
+        newer = model_row(session, 1)
+    tasks = settings.model_copy(update={"scoring_tasks": 8, "worker_cost_per_hour": 36})
+    found, _ = surveyed(kind="rescore", model=newer, settings=tasks)
+    assert (found.seconds, found.cost) == (400.0, 4.0)
 
 
 def test_the_oldest_come_first_and_the_rest_wait(
@@ -384,6 +410,41 @@ def test_a_full_disk_at_one_source_keeps_no_other_waiting(
         surveyed(settings=configured)
 
 
+def test_whatever_is_wrong_with_one_source_keeps_no_other_waiting(
+    surveyed: Surveyed,
+    settings: Settings,
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
+    path.write_text(
+        f"buckets: [{{bucket: {bucket}, prefix: a/, inventory: 's3://{bucket}/list.csv'}}, "
+        f"{{bucket: {bucket}, prefix: b/}}]"
+    )
+    upload(storage, settings, **{"b/1": b"x"})
+    nobody = RuntimeError("that nobody thought of")
+    monkeypatch.setattr(listing, "read_inventory", Mock(side_effect=nobody))
+    storage.put(bucket, "list.csv", b"key")
+    found, _ = surveyed(settings=settings.model_copy(update={"sources_file": path}))
+    assert found.planned == 1
+    assert "that nobody thought of" in found.unlisted[f"s3://{bucket}/a/"]
+
+
+def test_what_no_source_covers_is_not_late_where_none_can_be_listed(
+    surveyed: Surveyed, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    upload(storage, settings, **{"old/1": b"x"})
+    surveyed()
+    path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
+    path.write_text(
+        f"buckets: [{{bucket: {bucket}, prefix: new/, inventory: 's3://{bucket}/lists/'}}]"
+    )
+    with pytest.raises(NotFoundError, match="no complete inventory"):
+        surveyed(settings=settings.model_copy(update={"sources_file": path}))
+    assert rows(settings, "SELECT unscored FROM scoring_freshness WHERE unscored > 0") == []
+
+
 def test_each_bucket_has_its_own_cap(
     plan: Planned, settings: Settings, storage: Storage, tmp_path: Path
 ) -> None:
@@ -396,6 +457,32 @@ def test_each_bucket_has_its_own_cap(
     upload(storage, settings, **{f"{name}/{n}": b"x" for name in "ab" for n in range(3)})
     made = plan(settings=settings.model_copy(update={"sources_file": path}))
     assert (made.planned, made.left_over) == (4, 2)
+
+
+def test_sources_take_turns_where_a_run_has_no_room_for_all(
+    plan: Planned, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
+    path.write_text(
+        f"buckets: [{{bucket: {bucket}, prefix: old/}}, {{bucket: {bucket}, prefix: live/}}]"
+    )
+    upload(storage, settings, **{f"old/{n}": b"x" for n in range(9)}, **{"live/0": b"x"})
+    made = plan(settings=settings.model_copy(update={"sources_file": path, "run_images": 3}))
+    assert keys_of(made, settings) == ["live/0.jpg", "old/0.jpg", "old/1.jpg"]
+
+
+def test_what_was_tried_before_has_its_turn_whatever_is_new(
+    plan: Planned, settings: Settings, storage: Storage
+) -> None:
+    upload(storage, settings, **{f"tried{n}": b"x" for n in range(3)})
+    give_up(claim_shard(plan().shard_ids[0], settings), settings)
+    upload(storage, settings, **{f"new{n:02}": b"x" for n in range(30)})
+    capped = settings.model_copy(update={"run_images": 22})
+    keys = keys_of(plan(settings=capped), settings)
+    assert [key for key in keys if "tried" in key] == ["tried0.jpg", "tried1.jpg"]
+    assert len(keys) == 22
+    # Nobody else needs the room.
+    assert len(keys_of(plan(settings=settings, prefix="tried"), settings)) == 3
 
 
 def test_history_is_of_each_source_as_much_and_of_what_its_patterns_let_through(
@@ -421,12 +508,7 @@ def test_history_is_of_each_source_as_much_and_of_what_its_patterns_let_through(
     found, _ = surveyed(kind="rescore", model=newer, settings=configured)
     assert (found.outdated, found.planned, found.left_over) == (5, 3, 2)
     made = plan(kind="rescore", model=newer, settings=configured)
-    planned = (
-        "SELECT key FROM shard, unnest(upload_ids) AS of(id) JOIN upload USING (id) "
-        "WHERE run_id = :run ORDER BY key"
-    )
-    keys = [key for (key,) in rows(settings, planned, run=made.run_id)]
-    assert keys == ["north/2.jpg", "south/2.jpg", "south/3.jpg"]
+    assert keys_of(made, settings) == ["north/2.jpg", "south/2.jpg", "south/3.jpg"]
 
 
 def test_history_is_scored_again_only_where_another_model_did(

@@ -1,6 +1,7 @@
 """What could not be scored is listed, tried again, and taken out for a look."""
 
 import csv
+import errno
 import hashlib
 import json
 import time
@@ -15,7 +16,12 @@ from sqlalchemy import text
 from gun_detection import stages
 from gun_detection.cli import output, scoring
 from gun_detection.database import open_session
-from gun_detection.errors import GunDetectionError, ServiceUnavailableError, SettingsError
+from gun_detection.errors import (
+    GunDetectionError,
+    ServiceUnavailableError,
+    SettingsError,
+    explain_os_error,
+)
 from gun_detection.scoring import supervise
 from gun_detection.scoring.leases import claim_shard, finish_shard
 from gun_detection.scoring.ledger import Outcome, write_outcomes
@@ -127,7 +133,7 @@ def wait_for_one_that_waits(settings: Settings) -> None:
         "SELECT COUNT(*) FROM pg_stat_activity "
         "WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while rows(settings, waiting) == [(0,)]:
         assert time.monotonic() < until, "nobody waits"
         time.sleep(0.05)
@@ -161,6 +167,14 @@ def test_what_several_runs_condemned_is_not_acquitted_any_more(
             "LEFT JOIN pending_upload p USING (upload_id) WHERE upload_id = :id"
         )
         assert rows(settings, state, id=row["upload_id"]) == [(stale, stale)]
+
+
+def test_what_is_tried_again_is_not_late_for_its_age(settings: Settings) -> None:
+    with open_session(settings) as session:
+        session.execute(text("UPDATE upload SET uploaded_at = now() - interval '200 days'"))
+    stages.retry_quarantine(settings, [stages.list_quarantine(settings)[0]["upload_id"]])
+    fresh = stages.freshness(settings)
+    assert (fresh["unscored"], fresh["oldest_seconds"] < 3600) == (1, True)
 
 
 def test_single_uploads_are_tried_again(settings: Settings) -> None:
@@ -254,6 +268,41 @@ def test_an_export_ends_when_the_server_is_away(
     fail(ServiceUnavailableError("the server is away"))
     with pytest.raises(ServiceUnavailableError, match="away"):
         stages.export_quarantine(settings, tmp_path / "out")
+
+
+def test_an_export_takes_nothing_else_for_what_is_in_quarantine(
+    settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    upload(storage, settings, words=picture())
+    result = stages.export_quarantine(settings, tmp_path / "out")
+    assert (result["rows"], result["files"], result["gone"]) == (3, 2, 1)
+    names = {path.name for path in (tmp_path / "out" / "files").iterdir()}
+    assert names == {hashlib.sha256(data).hexdigest() for data in (b"", b"words, too")}
+
+
+def test_an_export_that_fails_leaves_the_one_before(
+    settings: Settings, fail: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents() -> dict[str, bytes]:
+        files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        return {path.name: path.read_bytes() for path in files}
+
+    def half(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stages.export_quarantine(settings, tmp_path / "out")
+    before = contents()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left") as caught:
+            stages.export_quarantine(settings, tmp_path / "out")
+    assert str(tmp_path / "out" / "files") in explain_os_error(caught.value)
+    fail(ServiceUnavailableError("the server is away"), "empty.jpg")
+    with pytest.raises(ServiceUnavailableError, match="away"):
+        stages.export_quarantine(settings, tmp_path / "out")
+    assert contents() == before
 
 
 @pytest.mark.parametrize("error", [denied("all"), ServiceUnavailableError("the server is away")])

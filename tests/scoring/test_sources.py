@@ -1,6 +1,6 @@
 """Which buckets are scored, and what of them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from random import Random
@@ -126,15 +126,18 @@ def test_partitions_by_the_hour_are_listed_for_whole_days() -> None:
     def hours(*days: int) -> list[str]:
         return [f"frames/2026/11/{day}/{hour:02}/" for day in days for hour in range(24)]
 
-    assert source.prefixes(now) == hours(26, 27)
+    assert source.prefixes(now) == hours(25, 26, 27)
     before = datetime(2026, 11, 24, 23, 0, tzinfo=UTC)
-    assert source.prefixes(now, before) == hours(24, 25, 26, 27)
+    assert source.prefixes(now, before) == hours(23, 24, 25, 26, 27)
 
 
 def test_what_came_between_two_listings_around_midnight_is_listed() -> None:
     source = Source(bucket="b", partitions="%d/", days=1)
-    before = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
-    assert source.prefixes(before.replace(day=2, hour=0), before) == ["01/", "02/", "03/"]
+    before = datetime(2026, 3, 2, 23, 59, tzinfo=UTC)
+    after = before + timedelta(minutes=2)
+    assert source.prefixes(after, before) == ["01/", "02/", "03/", "04/"]
+    # What ended after that, and had begun on the day before.
+    assert source.prefixes(after + timedelta(minutes=1), after) == ["02/", "03/", "04/"]
 
 
 SOURCES = [
