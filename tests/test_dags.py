@@ -161,7 +161,7 @@ for dag in DagBag({folder!r}).dags.values():
         continue
     schedule = coerce_to_core_timetable(timetable)
     # Half an hour after a run that would have been.
-    run = schedule._align_to_prev(timezone.utcnow())
+    run = schedule._align_to_prev(timezone.parse(sys.argv[1]))
     trigger.utcnow = lambda: run + timedelta(minutes=30)
     first = schedule.next_dagrun_info(
         last_automated_data_interval=None,
@@ -179,9 +179,11 @@ print(json.dumps(made_up))
 def test_a_platform_makes_up_for_what_it_missed_and_a_new_one_for_nothing(
     since: str, missed: bool
 ) -> None:
-    made = datetime.now(UTC).isoformat() if since == "now" else since
+    # One moment for both: a night may begin while the process starts.
+    now = datetime.now(UTC).isoformat()
+    made = now if since == "now" else since
     ran = subprocess.run(
-        [sys.executable, "-c", _FIRST_RUNS.format(folder=str(DAGS))],
+        [sys.executable, "-c", _FIRST_RUNS.format(folder=str(DAGS)), now],
         env=dict(os.environ) | {"GUN_DETECTION_SINCE": made},
         capture_output=True,
         text=True,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,8 +58,21 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def kill_at_work(child: subprocess.Popen[bytes]) -> None:
+    """Kill a stopped child once a picture was sent to it."""
+    assert child.stdin is not None
+    pipe, waiting = child.stdin.fileno(), bytearray(4)
+
+    def sent() -> bool:
+        fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+        return int.from_bytes(waiting, sys.byteorder) > 0
+
+    wait_for(sent)
+    child.kill()
+
+
 def state(pid: int) -> str:
-    """The kernel's letter for it: R, S, T, Z, or X when it is gone."""
+    """The kernel's letter for it: R, S, D, T, Z, or X when it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -114,7 +128,7 @@ def test_child_killed_between_pictures_is_replaced(decoder: SandboxedDecoder) ->
 def test_child_killed_at_work_is_reported_and_replaced(decoder: SandboxedDecoder) -> None:
     child = child_of(decoder)
     os.kill(child.pid, signal.SIGSTOP)
-    killer = threading.Timer(0.3, child.kill)
+    killer = threading.Thread(target=kill_at_work, args=[child])
     killer.start()
     assert refused(decoder, GOOD) == Reason.DECODER_CRASHED
     killer.join()
@@ -157,11 +171,13 @@ for child in children:
 
 
 @pytest.mark.parametrize("side", [48, 1500], ids=["fits the pipe", "blocks the pipe"])
-def test_hanging_child_is_killed_and_replaced(side: int) -> None:
-    with SandboxedDecoder(Settings(decode_timeout=2)) as decoder:
+def test_hanging_child_is_killed_and_replaced(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SandboxedDecoder(Settings(decode_timeout=60)) as decoder:
         child = child_of(decoder)
         os.kill(child.pid, signal.SIGSTOP)
-        assert refused(decoder, png(side, side)) == Reason.DECODE_TIMEOUT
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "_timeout", 2.0)
+            assert refused(decoder, png(side, side)) == Reason.DECODE_TIMEOUT
         assert child.returncode == -signal.SIGKILL
         assert decoder.decode(GOOD).pixels.shape == (48, 64, 3)
 
@@ -237,7 +253,7 @@ time.sleep(600)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        assert state(child) in "RS"
+        assert state(child) in "RSD"
         parent.kill()
     wait_for(lambda: state(child) in "XZ")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from embedded.config import PlatformError, load_platform, remember_ports
+from embedded.config import PlatformError, Ports, load_platform, remember_ports
 from embedded.processes import Service
 from embedded.stack import Stack
 from embedded.supervision import ProcessState
@@ -34,9 +34,7 @@ def _nothing(step: str) -> AbstractContextManager[object]:
 
 @pytest.fixture
 def running(purged: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("PLATFORM_TENSORBOARD_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("PLATFORM_TENSORBOARD_PORT", str(Ports.free().tensorboard))
     stack = _stack()
     remember_ports(stack.platform)
     stack.supervisor.start(attached=True)

@@ -48,7 +48,8 @@ def test_what_cannot_start_is_tried_for_ever_and_at_once_when_asked(
         # The next try is seconds away.
         mended.touch()
         supervisor.start_group("only")
-        assert supervisor.states()["ailing"].state == "STARTING"
+        # It is taken for running after some seconds.
+        assert supervisor.states()["ailing"].state in {"STARTING", "RUNNING"}
         supervisor.start_group("only")
     finally:
         supervisor.stop()

@@ -37,14 +37,15 @@ FAULTS = [
     Cut(50_000),
     Cut(50_000, reset=True),
     Flip(),
-    Delay(1.0),
+    # Longer than a reader of these tests waits for an answer: a seventh of its seconds.
+    Delay(4.0),
     Drip(0.01),
 ]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_passing_fault_is_overcome(fault: Fault, proxy: Proxy, proxied: Settings) -> None:
-    reader = Reader(proxied, seconds=3)
+    reader = Reader(proxied, seconds=15)
     proxy.fail(fault, times=2)
     assert reader.get(proxied.uploads_bucket, "picture") == DATA
     assert proxy.injected >= 1
@@ -54,7 +55,7 @@ def test_a_passing_fault_is_overcome(fault: Fault, proxy: Proxy, proxied: Settin
 def test_a_lasting_fault_is_to_be_retried_later(
     fault: Fault, proxy: Proxy, proxied: Settings
 ) -> None:
-    reader = Reader(proxied, seconds=1.5)
+    reader = Reader(proxied, seconds=3)
     proxy.fail(fault)
     with pytest.raises(ServiceUnavailableError, match=f"s3://{proxied.uploads_bucket}/picture"):
         reader.get(proxied.uploads_bucket, "picture")
@@ -65,7 +66,7 @@ def test_a_lasting_fault_is_to_be_retried_later(
 def test_a_network_that_is_gone_and_comes_back(
     begin: Callable[[Proxy], None], proxy: Proxy, proxied: Settings
 ) -> None:
-    reader = Reader(proxied, seconds=1.5)
+    reader = Reader(proxied, seconds=6)
     assert reader.get(proxied.uploads_bucket, "picture") == DATA
     begin(proxy)
     with pytest.raises(ServiceUnavailableError):
@@ -75,7 +76,8 @@ def test_a_network_that_is_gone_and_comes_back(
 
 
 def test_connections_that_died_unseen_are_made_anew(proxy: Proxy, proxied: Settings) -> None:
-    reader = Reader(proxied, seconds=3)
+    # A connection that is slow would be given up, and another one be made.
+    reader = Reader(proxied, seconds=60)
     for _ in range(3):
         assert reader.get(proxied.uploads_bucket, "picture") == DATA
         proxy.drop()
@@ -83,7 +85,7 @@ def test_connections_that_died_unseen_are_made_anew(proxy: Proxy, proxied: Setti
 
 
 def test_what_fails_in_one_thread_is_right_in_all(proxy: Proxy, proxied: Settings) -> None:
-    reader = Reader(proxied, seconds=6)
+    reader = Reader(proxied, seconds=60)
     with ThreadPoolExecutor(4) as pool:
         for fault in (Answer(503, "SlowDown"), Cut(50_000, reset=True), Flip()):
             proxy.fail(fault, times=4)
@@ -93,7 +95,7 @@ def test_what_fails_in_one_thread_is_right_in_all(proxy: Proxy, proxied: Setting
 
 
 def test_a_broken_answer_leaves_nothing_for_the_next_one(proxy: Proxy, proxied: Settings) -> None:
-    reader = Reader(proxied, seconds=3)
+    reader = Reader(proxied, seconds=10)
     with pytest.raises(TerminalError, match="more than the 10 allowed"):
         reader.get(proxied.uploads_bucket, "picture", max_bytes=10)
     proxy.fail(Drip(0.01), times=1)

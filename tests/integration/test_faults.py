@@ -1,7 +1,5 @@
 """Servers and the scheduler are killed in the middle of a scoring run; the run finishes."""
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +13,10 @@ from gun_detection.database import open_session
 from gun_detection.datasets.synthetic import upload_pictures
 from gun_detection.errors import TransientError
 from gun_detection.storage import Storage
-from tests.integration.conftest import SECONDS_TO_RUN, RunningPlatform, wait_until
+from tests.integration.conftest import SECONDS_TO_RUN, RunningPlatform, kill, wait_until
 
-pytestmark = pytest.mark.airflow
+# The first of them starts the platform and trains its champion.
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(1800)]
 
 PICTURES = 160
 
@@ -36,7 +35,7 @@ def outcomes(platform: RunningPlatform, prefix: str) -> list[tuple[str, int]]:
 
 def wait_for_outcomes(platform: RunningPlatform, prefix: str) -> None:
     """Return when the run is in the middle: some pictures have an outcome and some have none."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not any(count for _, count in outcomes(platform, prefix)):
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -53,7 +52,7 @@ def test_a_scoring_run_survives_a_kill(
         storage.put(bucket, prefix + picture.name, picture.data)
     run_id = platform.airflow.trigger("score_uploads", {"bucket": bucket, "prefix": prefix})
     wait_for_outcomes(platform, prefix)
-    os.kill(platform.stack.supervisor.states()[victim].pid, signal.SIGKILL)
+    kill(platform, victim)
     assert wait(platform, run_id) == "success"
     assert sorted(outcomes(platform, prefix)) == sorted((prefix + p.name, 1) for p in pictures)
 
@@ -75,7 +74,7 @@ def stuck(platform: RunningPlatform) -> Iterator[None]:
 @pytest.mark.usefixtures("champion", "stuck")
 def test_a_run_that_hangs_is_told_of(platform: RunningPlatform) -> None:
     run_id = platform.airflow.trigger("score_uploads", {"bucket": platform.settings.uploads_bucket})
-    wait_until(lambda: bool(platform.receiver.about(run_id)), SECONDS_TO_RUN + 120)
+    wait_until(lambda: bool(platform.receiver.about(run_id)), SECONDS_TO_RUN + 300)
     [told] = platform.receiver.about(run_id)
     line, details, url = told.splitlines()
     assert line.startswith("*score_uploads has not ended after ")
@@ -104,12 +103,12 @@ def killed(platform: RunningPlatform, champion: dict[str, Any]) -> str:
     policy.write_text("rules: [{kind: at_least, metric: ap50, limit: 1, minimum_pictures: 1}]")
     conf = {"preset": "smoke", "overrides": overrides, "policy": str(policy)}
     run_id = platform.airflow.trigger("retrain", conf)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     # Named by their steps: the first one is of the start.
     while len([o.key for o in storage.list_objects(bucket, "checkpoints/")]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    os.kill(platform.stack.supervisor.states()["scheduler"].pid, signal.SIGKILL)
+    kill(platform, "scheduler")
     assert wait(platform, run_id, "retrain") == "success"
     return run_id
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import httpx
 import pytest
 from rich.console import Console
 from sqlalchemy import text
@@ -19,7 +18,7 @@ from embedded.demo import demo
 from gun_detection.database import open_session
 from gun_detection.datasets.synthetic import hold_on_side, upload_pictures
 from gun_detection.storage import Storage
-from tests.integration.conftest import QUICK, RunningPlatform, run, wait_until
+from tests.integration.conftest import QUICK, RunningPlatform, browser, run, wait_for_messages
 
 # Whole rounds of the loop, which take many minutes on a slow machine.
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(1800)]
@@ -41,7 +40,7 @@ def outcomes(platform: RunningPlatform, prefix: str) -> dict[tuple[str, str | No
 
 
 def test_the_dags_have_no_import_errors(platform: RunningPlatform) -> None:
-    platform.airflow.wait_for_dag("score_uploads")
+    platform.airflow.wait_for_dag("score_uploads", timeout=300)
     assert platform.airflow.import_errors() == []
 
 
@@ -124,8 +123,7 @@ def test_a_bucket_that_is_not_there_fails_at_once_and_says_so(
     tasks = platform.airflow.task_instances("score_uploads", run_id)
     assert {t["task_id"]: t["try_number"] for t in tasks}["survey"] == 1
     assert "no-such-bucket" in platform.airflow.task_log("score_uploads", run_id, "survey")
-    wait_until(lambda: bool(platform.receiver.about("no-such-bucket")))
-    [told] = platform.receiver.about("no-such-bucket")
+    [told] = wait_for_messages(platform, "no-such-bucket")
     line, *reasons, url = told.splitlines()
     assert line == "*score_uploads failed*"
     assert [reason.partition(":")[0] for reason in reasons] == ["survey", "finish"]
@@ -144,7 +142,7 @@ def test_reports_are_linked_and_shown_to_those_who_signed_in(
     with platform.stack.airflow("viewer") as viewer:
         token = {"Authorization": f"Bearer {viewer.token()}"}
     base = report.partition("evaluations/")[0]
-    with httpx.Client(trust_env=False) as client:
+    with browser() as client:
         assert client.get(report).status_code == 401
         page = client.get(report, headers=token)
         assert (page.status_code, "AP50" in page.text) == (200, True)

@@ -4,7 +4,6 @@ import os
 import signal
 from contextlib import nullcontext
 
-import httpx
 import pytest
 
 from embedded.config import USERS, PlatformError
@@ -17,10 +16,12 @@ from tests.integration.conftest import (
     PRESET,
     SOURCES,
     RunningPlatform,
+    browser,
+    kill,
     wait_until,
 )
 
-pytestmark = pytest.mark.airflow
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(1800)]
 
 
 def _healthy(stack: Stack) -> bool:
@@ -30,8 +31,9 @@ def _healthy(stack: Stack) -> bool:
 def test_every_component_is_healthy_and_a_second_start_changes_nothing(
     platform: RunningPlatform,
 ) -> None:
+    # What the tests before did may keep it busy.
+    wait_until(lambda: _healthy(platform.stack))
     before = {row.name: row.pid for row in platform.stack.status()}
-    assert _healthy(platform.stack)
     assert platform.stack.up(nullcontext, attached=True) is False
     assert {row.name: row.pid for row in platform.stack.status()} == before
 
@@ -41,7 +43,8 @@ def test_every_user_signs_in_and_nobody_else(platform: RunningPlatform) -> None:
         with platform.stack.airflow(user) as client:
             assert client.token()
     wrong = {"username": "admin", "password": "admin"}
-    answer = httpx.post(f"{platform.airflow.url}/auth/token", json=wrong, trust_env=False)
+    with browser() as client:
+        answer = client.post(f"{platform.airflow.url}/auth/token", json=wrong)
     assert answer.status_code == 401
 
 
@@ -59,8 +62,7 @@ def test_a_viewer_is_refused_what_an_operator_may_do(platform: RunningPlatform) 
 def test_a_killed_component_is_started_again(platform: RunningPlatform, name: str) -> None:
     storage, bucket = Storage(platform.settings), platform.settings.data_bucket
     storage.put(bucket, f"before/{name}", b"kept")
-    pid = platform.stack.supervisor.states()[name].pid
-    os.kill(pid, signal.SIGKILL)
+    pid = kill(platform, name)
     wait_until(lambda: platform.stack.supervisor.states()[name].pid not in (0, pid))
     wait_until(lambda: _healthy(platform.stack))
     assert storage.get(bucket, f"before/{name}") == b"kept"
@@ -72,7 +74,7 @@ def test_a_start_recovers_from_a_killed_supervisor(platform: RunningPlatform) ->
     os.kill(supervisor_pid, signal.SIGKILL)
     wait_until(lambda: not supervisor.running())
     assert platform.stack.up(nullcontext, attached=True) is True
-    assert _healthy(platform.stack)
+    wait_until(lambda: _healthy(platform.stack))
 
 
 def test_changed_settings_reach_the_services(

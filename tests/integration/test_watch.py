@@ -1,7 +1,5 @@
 """Uploads to a watched bucket are scored without anybody asking."""
 
-import os
-import signal
 import time
 from typing import Any
 
@@ -11,13 +9,13 @@ from sqlalchemy import text
 from gun_detection.database import open_session
 from gun_detection.datasets.synthetic import upload_pictures
 from gun_detection.storage import Storage
-from tests.integration.conftest import WATCHED, RunningPlatform
+from tests.integration.conftest import WATCHED, RunningPlatform, kill
 
-pytestmark = pytest.mark.airflow
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(1800)]
 
 
 def wait_for_outcomes(platform: RunningPlatform, prefix: str, number: int) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     statement = text("SELECT COUNT(*) FROM current_outcomes WHERE starts_with(key, :prefix)")
     while True:
         with open_session(platform.settings) as session:
@@ -48,7 +46,7 @@ def test_an_upload_is_scored_soon_and_once(
 def test_what_is_uploaded_while_nothing_watches_is_found(
     platform: RunningPlatform, champion: dict[str, Any]
 ) -> None:
-    os.kill(platform.stack.supervisor.states()["triggerer"].pid, signal.SIGKILL)
+    kill(platform, "triggerer")
     picture = upload_pictures(1, seed=52)[0]
     Storage(platform.settings).put(WATCHED, "meanwhile/a.jpg", picture.data)
     wait_for_outcomes(platform, "meanwhile/", 1)

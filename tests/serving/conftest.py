@@ -43,7 +43,7 @@ class Running:
     def log(self) -> str:
         return self.log_file.read_text()
 
-    def wait(self, path: str = "/ready", seconds: float = 60) -> None:
+    def wait(self, path: str = "/ready", seconds: float = 180) -> None:
         """Until this address answers with success."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

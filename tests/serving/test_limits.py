@@ -1,6 +1,7 @@
 """Rate limits, the bounded queue, timeouts, and several processes."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -329,6 +330,13 @@ def test_client_that_goes_away_frees_its_place(start: Start, weights: Path) -> N
         time.sleep(0.2)
 
 
+def taken_on(service: Running) -> float:
+    """Pictures that were looked at or are under way."""
+    figures = httpx.get(f"{service.url}/metrics", timeout=60).text
+    names = r'(?:under_way|total\{outcome="looked at"\})'
+    return sum(map(float, re.findall(rf"^gun_detection_pictures_{names} (\S+)", figures, re.M)))
+
+
 def test_requests_under_way_end_when_the_service_is_stopped(start: Start, weights: Path) -> None:
     service = start("--model", weights, **OPEN)
     large = saved(scene(3000, 2000), "PNG")
@@ -341,7 +349,9 @@ def test_requests_under_way_end_when_the_service_is_stopped(start: Start, weight
     threads = [threading.Thread(target=send) for _ in range(6)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 60
+    while taken_on(service) < 6:
+        assert time.monotonic() < deadline
     service.stop()
     for thread in threads:
         thread.join()
