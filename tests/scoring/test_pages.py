@@ -191,7 +191,7 @@ def test_what_is_unscored_is_told_by_bucket_and_late_in_red(
     assert 'class="bad"' not in page
     change(
         settings,
-        "UPDATE pending_upload SET bucket = 'north', uploaded_at = now() - interval '25 h' "
+        "UPDATE pending_upload SET bucket = 'north', waits_since = now() - interval '25 h' "
         "WHERE key = 'a.jpg'",
     )
     page = overview(settings)
