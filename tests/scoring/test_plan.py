@@ -385,48 +385,49 @@ def test_what_waits_is_planned_without_a_listing_only_where_that_helps(
         assert (found.planned, found.unlisted) == (planned, {f"s3://{bucket}/": error.message})
 
 
-def test_a_full_disk_at_one_source_keeps_no_other_waiting(
-    surveyed: Surveyed,
-    settings: Settings,
-    storage: Storage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def two_sources(settings: Settings, storage: Storage, tmp_path: Path) -> Settings:
+    """The first has an inventory, the second an upload."""
     path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
     path.write_text(
         f"buckets: [{{bucket: {bucket}, prefix: a/, inventory: 's3://{bucket}/list.csv'}}, "
         f"{{bucket: {bucket}, prefix: b/}}]"
     )
     upload(storage, settings, **{"b/1": b"x"})
+    return settings.model_copy(update={"sources_file": path})
+
+
+def test_a_full_disk_at_one_source_keeps_no_other_waiting(
+    surveyed: Surveyed,
+    settings: Settings,
+    two_sources: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bucket = settings.uploads_bucket
     full = OSError(errno.ENOSPC, "No space left on device", "/somewhere")
     monkeypatch.setattr(tempfile, "TemporaryDirectory", Mock(side_effect=full))
-    configured = settings.model_copy(update={"sources_file": path})
-    found, sources = surveyed(settings=configured)
+    found, sources = surveyed(settings=two_sources)
     assert found.planned == 1
     assert list(found.unlisted) == [f"s3://{bucket}/a/"]
     assert "the disk is full at /somewhere" in found.unlisted[f"s3://{bucket}/a/"]
-    path.write_text(f"buckets: [{sources[0].model_dump_json()}]")
+    assert two_sources.sources_file is not None
+    two_sources.sources_file.write_text(f"buckets: [{sources[0].model_dump_json()}]")
     with pytest.raises(TransientError, match="the disk is full"):
-        surveyed(settings=configured)
+        surveyed(settings=two_sources)
 
 
 def test_whatever_is_wrong_with_one_source_keeps_no_other_waiting(
     surveyed: Surveyed,
     settings: Settings,
     storage: Storage,
-    tmp_path: Path,
+    two_sources: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path, bucket = tmp_path / "sources.yaml", settings.uploads_bucket
-    path.write_text(
-        f"buckets: [{{bucket: {bucket}, prefix: a/, inventory: 's3://{bucket}/list.csv'}}, "
-        f"{{bucket: {bucket}, prefix: b/}}]"
-    )
-    upload(storage, settings, **{"b/1": b"x"})
+    bucket = settings.uploads_bucket
     nobody = RuntimeError("that nobody thought of")
     monkeypatch.setattr(listing, "read_inventory", Mock(side_effect=nobody))
     storage.put(bucket, "list.csv", b"key")
-    found, _ = surveyed(settings=settings.model_copy(update={"sources_file": path}))
+    found, _ = surveyed(settings=two_sources)
     assert found.planned == 1
     assert "that nobody thought of" in found.unlisted[f"s3://{bucket}/a/"]
 
