@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a key in S3.
-_LONGEST = 1024
 # A queue is left after so long, as the other buckets and those who wait for news have their turn.
 _DRAIN_SECONDS = 20.0
 # By queue the buckets that were being listed when a message about them was received.
@@ -207,12 +205,9 @@ def _event(event: dict[str, Any], key: str, etag: str, at: str, restored: bool) 
     time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
     size = int(described.get("size", 0))
     item = StoredObject(event["bucket"]["name"], key, size, str(etag), time)
-    for text_of in (item.key, item.etag):
-        # What PostgreSQL cannot hold; encoding refuses halves of surrogate pairs.
-        if "\0" in text_of or len(text_of.encode()) > _LONGEST:
-            raise ValueError("a key or an ETag that no object has")
-    if not 0 <= item.size < 2**63:
-        raise ValueError("a size that no object has")
+    item.check()
+    if "\0" in item.key:
+        raise ValueError("a key with a NUL, which no request can name")
     return _Event(item, (time, str(described.get("sequencer", "")).upper()), restored)
 
 

@@ -392,7 +392,18 @@ def test_a_page_of_a_proxy_is_no_damage(name: str, settings: Settings) -> None:
         list(read_inventory(Storage(away), f"s3://lists/{name}"))
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"files": []}', b"\xff"])
+WITHOUT_MD5 = {
+    "sourceBucket": "uploads",
+    "destinationBucket": "arn:aws:s3:::lists",
+    "fileFormat": "CSV",
+    "fileSchema": "Key, Size, LastModifiedDate, ETag",
+    "files": [{"key": "a.csv.gz", "size": 7, "MD5checksum": None}],
+}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"files": []}', b"\xff", json.dumps(WITHOUT_MD5).encode()]
+)
 def test_a_manifest_of_something_else_is_refused(
     content: bytes, settings: Settings, storage: Storage
 ) -> None:

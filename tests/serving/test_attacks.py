@@ -306,10 +306,10 @@ def test_slow_clients_are_cut_off_and_keep_nobody_out(
             connection.send(b"-")
     for connection in slow_bodies:
         assert read_all(connection).startswith(b"HTTP/1.1 408")
-    assert time.monotonic() < began + 30
+    assert time.monotonic() < began + 8
     for connection in (*silent, *slow_heads):
         assert read_all(connection) == b""
-    assert 5 < time.monotonic() - began < 60
+    assert 5 < time.monotonic() - began < 25
     for connection in (*silent, *slow_heads, *slow_bodies):
         connection.close()
     still_answers(service)
